@@ -1,0 +1,67 @@
+"""From the rules' proposals to one plan: spelled for the installed libraries, one change first, conflicts named.
+
+More than one optimisation change at a time makes it impossible to tell which one helped: one adjustment of a run is
+marked ``next``, the rest stand behind it (rule catalogue section 7).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from lorawatch.findings import Adjustment, Finding
+from lorawatch.parameters import spell_parameter
+from lorawatch.run import Run
+
+
+def spell(adjustments: Iterable[Adjustment], run: Run) -> list[Adjustment]:
+    """The same adjustments in the parameter names of the libraries that the run uses."""
+    spelled: list[Adjustment] = []
+    for adjustment in adjustments:
+        name, value = spell_parameter(adjustment.parameter, adjustment.proposed, run)
+        spelled.append(dataclasses.replace(adjustment, parameter=name, proposed=value))
+    return spelled
+
+
+def rank(findings: Sequence[Finding]) -> None:
+    """Mark the one adjustment to make next, and say where another conflicts with it.
+
+    ``findings`` are those that are firing, worst and causes first. A symptom's adjustments never come first: mending
+    the cause may mend it. An adjustment that is only something to look at is free, and is never marked.
+    """
+    chosen: Adjustment | None = None
+    for finding in findings:
+        if not finding.is_root:
+            continue
+        chosen = next((item for item in finding.adjustments if item.parameter), None)
+        if chosen is not None:
+            break
+    for finding in findings:
+        finding.adjustments = [_marked(item, chosen) for item in finding.adjustments]
+
+
+def _marked(item: Adjustment, chosen: Adjustment | None) -> Adjustment:
+    if chosen is None:
+        return dataclasses.replace(item, next=False, conflicts="")
+    first = item is chosen
+    conflicts = "" if first else conflict(item, chosen)
+    return dataclasses.replace(item, next=first, conflicts=conflicts)
+
+
+_PAIRS = {
+    frozenset({"learning_rate", "lora_alpha"}): "alpha and the learning rate act together: change one",
+    frozenset({"learning_rate", "gradient_accumulation_steps"}):
+        "the effective batch and the learning rate act together: change one at a time",
+    frozenset({"r", "lora_dropout"}): "both change capacity: change one at a time",
+}  # fmt: skip
+
+
+def conflict(item: Adjustment, chosen: Adjustment) -> str:
+    """Why ``item`` should not be done together with ``chosen``; empty when nothing speaks against it."""
+    if not item.parameter:
+        return ""
+    if item.parameter == chosen.parameter:
+        if {item.direction, chosen.direction} == {"up", "down"}:
+            return f"contradicts the change that stands first ({chosen.parameter} {chosen.direction})"
+        return ""
+    return _PAIRS.get(frozenset({item.parameter, chosen.parameter}), "")

@@ -1,0 +1,283 @@
+"""Records in, findings out: the one place where breaches become findings.
+
+For each rule the engine counts breaches (``hold``) and calm judgements (``release``), opens, escalates and resolves
+findings, folds symptoms under their cause, and switches a rule off, for this run only, when it raises.
+It reads no clock: the same records in the same order give the same findings, live or replayed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from lorawatch import advice
+from lorawatch.findings import Adjustment, Breach, Finding, Severity
+from lorawatch.records import FactUpdate, MetricRow, Record
+from lorawatch.rule import Rule
+from lorawatch.run import Run
+
+MAX_FINDINGS_PER_RULE = 20
+"""Findings of one rule kept per run; later ones are counted in :attr:`Engine.dropped_findings`."""
+
+Change = Literal["opened", "escalated", "resolved", "reopened", "folded", "rule-error"]
+Listener = Callable[[Change, Finding], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Abstention:
+    """A rule that did not judge this run, and what it missed."""
+
+    rule: str
+    missing: tuple[str, ...]
+
+
+class _Watch:
+    """One rule at work on one run."""
+
+    __slots__ = (
+        "breaches", "calm", "error", "finding", "findings", "judge", "judged", "last", "rule", "seconds", "since",
+        "worst",
+    )  # fmt: skip
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.judge = rule.judge
+        self.judged = False
+        self.breaches = 0
+        self.calm = 0
+        self.since = 0
+        self.worst: Breach | None = None
+        self.last: Finding | None = None
+        self.finding: Finding | None = None
+        self.findings = 0
+        self.error = ""
+        self.seconds = 0.0
+
+
+class Engine:
+    """Judges one run.
+
+    Args:
+        run: The run; the engine adds the records to it.
+        rules: Rules of this run's own: they keep state, so each run needs its own instances.
+        timed: Measure the time that each rule takes, for ``lorawatch_rule_seconds_total``. Costs 0.1 µs a judgement.
+    """
+
+    def __init__(self, run: Run, rules: Iterable[Rule], *, timed: bool = False) -> None:
+        self.run = run
+        self.findings: list[Finding] = []
+        self.listeners: list[Listener] = []
+        self.dropped_findings = 0
+        self.rule_errors: dict[str, str] = {}
+        self._watches = [_Watch(rule) for rule in rules]
+        self._plans: dict[tuple[str, ...], list[_Watch]] = {}
+        self._kind = run.kind
+        self._timed = timed
+
+    def feed(self, record: Record) -> None:
+        """Take in one record and judge it. Never raises for what a rule does."""
+        run = self.run
+        if type(record) is not MetricRow:
+            if isinstance(record, FactUpdate):
+                if run.learn(record):
+                    self._plans.clear()
+            else:
+                run.happen(record)  # type: ignore[arg-type]
+            return
+        run.add(record)
+        if run.kind is not self._kind:
+            self._kind = run.kind
+            self._plans.clear()
+        keys = tuple(record.values)
+        plan = self._plans.get(keys)
+        if plan is None:
+            plan = self._plan(keys)
+        for watch in plan:
+            try:
+                breach = self._time(watch, record) if self._timed else watch.judge(record, run)
+            except Exception as error:  # a rule must never take anything else down
+                self._switch_off(watch, error)
+                continue
+            if breach is not None:
+                self._broken(watch, breach)
+            elif watch.breaches or watch.finding is not None:
+                self._calm(watch)
+
+    def abstained(self) -> list[Abstention]:
+        """The rules that have not judged this run so far, and what each of them misses."""
+        found: list[Abstention] = []
+        for watch in self._watches:
+            missing = self._missing(watch)
+            if missing:
+                found.append(Abstention(watch.rule.id, missing))
+        return found
+
+    def active(self) -> list[Finding]:
+        """The findings that are firing now, worst first, causes before their symptoms."""
+        return order(finding for finding in self.findings if finding.state == "firing")
+
+    def next_adjustment(self) -> Adjustment | None:
+        """The one change to make first; None when nothing that is firing asks for one."""
+        for finding in self.active():
+            for adjustment in finding.adjustments:
+                if adjustment.next:
+                    return adjustment
+        return None
+
+    def rule_seconds(self) -> dict[str, float]:
+        """Seconds that each rule took so far; zeros unless the engine was made with ``timed``."""
+        return {watch.rule.id: watch.seconds for watch in self._watches}
+
+    def _time(self, watch: _Watch, record: MetricRow) -> Breach | None:
+        before = time.perf_counter()
+        breach = watch.judge(record, self.run)
+        watch.seconds += time.perf_counter() - before
+        return breach
+
+    def _plan(self, keys: tuple[str, ...]) -> list[_Watch]:
+        present, run = set(keys), self.run
+        plan: list[_Watch] = []
+        for watch in self._watches:
+            rule = watch.rule
+            if watch.error or run.kind not in rule.kinds or not present.issuperset(rule.needs):
+                continue
+            if rule.needs_any and present.isdisjoint(rule.needs_any):
+                continue
+            if any(run.fact(name) is None for name in rule.needs_facts):
+                continue
+            watch.judged = True
+            plan.append(watch)
+        if len(self._plans) < 1024:  # rows with ever new metric names must not grow it without end
+            self._plans[keys] = plan
+        return plan
+
+    def _missing(self, watch: _Watch) -> tuple[str, ...]:
+        rule, run = watch.rule, self.run
+        if watch.error:
+            return (f"switched off: {watch.error}",)
+        if run.kind not in rule.kinds:
+            return (f"not for a run of kind {run.kind.value}",)
+        missing = [name for name in rule.needs if name not in run.series]
+        if rule.needs_any and not any(name in run.series for name in rule.needs_any):
+            missing.append(" or ".join(rule.needs_any))
+        missing += [f"fact {name}" for name in rule.needs_facts if run.fact(name) is None]
+        if not missing and rule.needs:
+            seen = run.points(rule.needs[0])
+            if seen < rule.min_points and watch.finding is None:
+                missing.append(f"{rule.min_points} points of {rule.needs[0]} ({seen} so far)")
+        if not missing and not watch.judged:
+            missing.append("a row that carries " + " and ".join(rule.needs or rule.needs_any))
+        return tuple(missing)
+
+    def _switch_off(self, watch: _Watch, error: Exception) -> None:
+        watch.error = f"{type(error).__name__}: {error}"
+        self.rule_errors[watch.rule.id] = watch.error
+        self._plans.clear()
+        rule = watch.rule
+        note = Finding(
+            rule=rule.id, title=rule.title, severity=Severity.INFO, maturity=rule.maturity,
+            summary=f"rule {rule.id} failed and is off for this run: {watch.error}", evidence={},
+            since_step=self.run.step, opened_step=self.run.step, last_step=self.run.step,
+        )  # fmt: skip
+        self._tell("rule-error", note)
+
+    def _broken(self, watch: _Watch, breach: Breach) -> None:
+        rule, run = watch.rule, self.run
+        if rule.needs and run.points(rule.needs[0]) < rule.min_points:
+            return
+        watch.calm = 0
+        if watch.breaches == 0:
+            watch.since = run.step
+        watch.breaches += 1
+        finding = watch.finding
+        if finding is None:
+            if watch.breaches >= rule.hold:
+                self._open(watch, breach)
+            return
+        finding.last_step = run.step
+        severity = rule.severity if breach.severity is None else breach.severity
+        if severity > finding.severity:
+            finding.severity = severity
+            self._describe(watch, finding, breach)
+            self._tell("escalated", finding)
+
+    def _open(self, watch: _Watch, breach: Breach) -> None:
+        rule, run, last = watch.rule, self.run, watch.last
+        rule.easing = 0.7
+        if last is not None and last.resolved_step is not None and run.step - last.resolved_step <= rule.cooldown:
+            last.state, last.resolved_step, last.last_step = "firing", None, run.step
+            watch.finding = last
+            self._tell("reopened", last)
+            return
+        if watch.findings >= MAX_FINDINGS_PER_RULE:
+            self.dropped_findings += 1
+            return
+        severity = rule.severity if breach.severity is None else breach.severity
+        finding = Finding(
+            rule=rule.id, title=rule.title, severity=severity, maturity=rule.maturity, summary="", evidence={},
+            since_step=watch.since, opened_step=run.step, last_step=run.step, opened_time=run.time,
+        )  # fmt: skip
+        watch.finding = watch.last = finding
+        watch.findings += 1
+        self.findings.append(finding)
+        self._fold(rule, finding)
+        self._describe(watch, finding, breach)
+        self._tell("opened", finding)
+
+    def _describe(self, watch: _Watch, finding: Finding, breach: Breach) -> None:
+        finding.summary, finding.evidence = breach.summary, breach.evidence
+        try:
+            proposed = watch.rule.advise(breach, self.run)
+        except Exception as error:
+            self.rule_errors[watch.rule.id] = f"{type(error).__name__}: {error}"
+            proposed = []
+        finding.adjustments = advice.spell(proposed, self.run)
+        advice.rank(self.active())
+
+    def _calm(self, watch: _Watch) -> None:
+        watch.breaches = 0
+        finding, rule = watch.finding, watch.rule
+        if finding is None or rule.latched:
+            return
+        watch.calm += 1
+        if watch.calm < rule.release:
+            return
+        finding.state, finding.resolved_step = "resolved", self.run.step
+        watch.finding, watch.calm = None, 0
+        rule.easing = 1.0
+        advice.rank(self.active())
+        self._tell("resolved", finding)
+
+    def _fold(self, rule: Rule, finding: Finding) -> None:
+        finding.incident = finding.id
+        for other in self._watches:
+            cause = other.finding
+            if cause is not None and cause is not finding and _covers(other.rule.suppresses, finding.rule):
+                finding.incident = cause.incident
+                break
+        for other in self._watches:
+            symptom = other.finding
+            if symptom is None or symptom is finding or not _covers(rule.suppresses, symptom.rule):
+                continue
+            if symptom.incident != finding.incident:
+                symptom.incident = finding.incident
+                self._tell("folded", symptom)
+
+    def _tell(self, change: Change, finding: Finding) -> None:
+        for listener in self.listeners:
+            listener(change, finding)
+
+
+def _covers(patterns: tuple[str, ...], rule_id: str) -> bool:
+    return any(fnmatchcase(rule_id, pattern) for pattern in patterns)
+
+
+def order(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings as a person should read them: firing first, causes before symptoms, worst first, then oldest first."""
+    return sorted(
+        findings,
+        key=lambda finding: (finding.state != "firing", not finding.is_root, -finding.severity, finding.opened_step),
+    )

@@ -1,0 +1,1 @@
+"""lorawatch inside a training loop: one file a framework."""

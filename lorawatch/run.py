@@ -1,0 +1,323 @@
+"""What is known of one run: its kind, facts, progress and bounded series."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from lorawatch.records import FactUpdate, LifecycleEvent, MetricRow
+from lorawatch.stats import Level
+
+MAX_SERIES = 256
+"""Metric names kept per run; more are counted in :attr:`Run.dropped_series` and not kept."""
+RECENT = 256
+"""Points kept of the end of each series."""
+HEAD = 128
+"""Points kept of the start of each series."""
+
+
+class Kind(StrEnum):
+    """What sort of training a run is, told from its logged keys and facts."""
+
+    SFT = "sft"
+    DPO = "dpo"
+    ORPO = "orpo"
+    KTO = "kto"
+    GRPO = "grpo"
+    RLOO = "rloo"
+    REWARD = "reward"
+    SEQ2SEQ = "seq2seq"
+    CLASSIFICATION = "classification"
+    UNKNOWN = "unknown"
+
+
+SUPERVISED = frozenset({Kind.SFT, Kind.SEQ2SEQ, Kind.CLASSIFICATION, Kind.UNKNOWN})
+"""Kinds whose loss is a cross-entropy: it starts well above zero and should fall."""
+LANGUAGE_MODELLING = frozenset({Kind.SFT, Kind.SEQ2SEQ, Kind.UNKNOWN})
+"""Kinds whose loss is a cross-entropy per token over the vocabulary."""
+PREFERENCE = frozenset({Kind.DPO, Kind.ORPO, Kind.KTO, Kind.REWARD})
+REINFORCEMENT = frozenset({Kind.GRPO, Kind.RLOO})
+"""Kinds whose loss says nothing by itself: it is near zero and may be negative."""
+
+_TRAINERS = {
+    "SFTTrainer": Kind.SFT,
+    "DPOTrainer": Kind.DPO,
+    "ORPOTrainer": Kind.ORPO,
+    "CPOTrainer": Kind.ORPO,
+    "KTOTrainer": Kind.KTO,
+    "GRPOTrainer": Kind.GRPO,
+    "RLOOTrainer": Kind.RLOO,
+    "RewardTrainer": Kind.REWARD,
+    "Seq2SeqTrainer": Kind.SEQ2SEQ,
+}
+_TASKS = {
+    "SEQ_CLS": Kind.CLASSIFICATION,
+    "TOKEN_CLS": Kind.CLASSIFICATION,
+    "SEQ_2_SEQ_LM": Kind.SEQ2SEQ,
+    "CAUSAL_LM": Kind.SFT,
+}
+_CLASSIFICATION_METRICS = {"eval_accuracy", "eval_f1", "eval_macro_f1", "eval_f1_macro", "eval_matthews_correlation"}
+_SEQ2SEQ_METRICS = {"eval_rouge1", "eval_rougeL", "eval_bleu", "eval_wer", "eval_cer"}
+
+
+def kind_of_keys(keys: Mapping[str, Any]) -> Kind:
+    """The kind that a row's metric names show; UNKNOWN when they show none.
+
+    Names are those that TRL's trainers log (rule catalogue section 1, *Trainer kind gate*).
+    """
+    if "rewards/margins" in keys and "rewards/accuracies" in keys:
+        return Kind.ORPO if "log_odds_ratio" in keys else Kind.DPO
+    if "log_odds_ratio" in keys:
+        return Kind.ORPO
+    if "rewards/chosen" in keys and "kl" in keys:
+        return Kind.KTO
+    if "reward_std" in keys or "completions/mean_length" in keys or "completion_length" in keys:
+        return Kind.GRPO
+    if "mean_reward" in keys and "margin" in keys:
+        return Kind.REWARD
+    if not _CLASSIFICATION_METRICS.isdisjoint(keys):
+        return Kind.CLASSIFICATION
+    if not _SEQ2SEQ_METRICS.isdisjoint(keys):
+        return Kind.SEQ2SEQ
+    if "mean_token_accuracy" in keys:
+        return Kind.SFT
+    return Kind.UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One known thing of the set-up, and where it was learnt."""
+
+    value: Any
+    origin: str
+    inferred: bool = False
+
+
+class Series:
+    """One metric of one run: its start, its end, and its last value; memory is bounded.
+
+    ``head`` and ``recent`` hold finite values only; ``last`` may be NaN or infinite.
+    """
+
+    __slots__ = ("count", "head", "head_steps", "last", "nonfinite", "recent", "recent_steps")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.nonfinite = 0
+        self.last = math.nan
+        self.head: list[float] = []
+        self.head_steps: list[int] = []
+        self.recent: deque[float] = deque(maxlen=RECENT)
+        self.recent_steps: deque[int] = deque(maxlen=RECENT)
+
+    def add(self, value: float, step: int) -> None:
+        """Take in one point."""
+        self.last = value
+        if value - value != 0.0:  # NaN or infinite, without a call
+            self.nonfinite += 1
+            return
+        self.count = count = self.count + 1
+        self.recent.append(value)
+        self.recent_steps.append(step)
+        if count <= HEAD:
+            self.head.append(value)
+            self.head_steps.append(step)
+
+    def window(self, points: int) -> list[float]:
+        """The last ``points`` finite values, oldest first; fewer when there are not so many."""
+        values = list(self.recent)
+        return values[-points:] if points < len(values) else values
+
+
+class Run:
+    """One training job as far as its records tell.
+
+    Attributes:
+        step: Step of the last row; a count of rows where rows carry no step.
+        time: Unix time of the last record that carried one.
+        loss: Running level of ``loss``, finite points only.
+        logging_interval: Steps between the last two training rows.
+        rows_since_resume: Training rows since the start or the last resume.
+    """
+
+    def __init__(self, name: str, path: str = "") -> None:
+        self.name = name
+        self.path = path
+        self.kind = Kind.UNKNOWN
+        self.facts: dict[str, Fact] = {}
+        self.series: dict[str, Series] = {}
+        self.dropped_series = 0
+        self.loss = Level()
+        self.rows = 0
+        self.train_rows = 0
+        self.step = 0
+        self.first_step: int | None = None
+        self.epoch: float | None = None
+        self.time: float | None = None
+        self.first_time: float | None = None
+        self.logging_interval = 1
+        self.steps_estimated = False
+        self.resumed_step: int | None = None
+        self.rows_since_resume = 0
+        self.ended = False
+        self._last_train_step = 0
+        self._task_kind = Kind.UNKNOWN
+        self._seen_keys: set[tuple[str, ...]] = set()
+
+    def add(self, row: MetricRow) -> None:
+        """Take in one row of metrics."""
+        values = row.values
+        self.rows += 1
+        step = row.step
+        if step is None:
+            step = self.step + 1 if "loss" in values else self.step
+            self.steps_estimated = True
+        elif row.estimated:
+            self.steps_estimated = True
+        self.step = step
+        if self.first_step is None:
+            self.first_step = step
+        if row.epoch is not None:
+            self.epoch = row.epoch
+        if row.time is not None:
+            self.time = row.time
+            if self.first_time is None:
+                self.first_time = row.time
+        keys = tuple(values)
+        if keys not in self._seen_keys:
+            self._learn_kind(keys, values)
+        series = self.series
+        for name, value in values.items():
+            one = series.get(name)
+            if one is None:
+                if len(series) >= MAX_SERIES:
+                    self.dropped_series += 1
+                    continue
+                one = series[name] = Series()
+            one.add(value, step)
+        loss = values.get("loss")
+        if loss is not None:
+            self.train_rows += 1
+            self.rows_since_resume += 1
+            if step > self._last_train_step:
+                self.logging_interval = step - self._last_train_step
+            self._last_train_step = step
+            if loss - loss == 0.0:
+                self.loss.add(loss, step)
+
+    def learn(self, update: FactUpdate) -> bool:
+        """Take in facts; what was stated is never replaced by what was inferred. True when any fact changed."""
+        changed = False
+        for name, value in update.values.items():
+            known = self.facts.get(name)
+            if known is not None and (known.value == value or (update.inferred and not known.inferred)):
+                continue
+            self.facts[name] = Fact(value, update.origin, update.inferred)
+            changed = True
+        if changed:
+            self._facts_changed()
+        return changed
+
+    def happen(self, event: LifecycleEvent) -> None:
+        """Take in a lifecycle event."""
+        if event.time is not None:
+            self.time = event.time
+            if self.first_time is None:
+                self.first_time = event.time
+        if event.event == "resumed":
+            self.resumed_step = event.step
+            self.rows_since_resume = 0
+            self.ended = False
+            if event.step is not None:
+                self._last_train_step = event.step
+        elif event.event == "ended":
+            self.ended = True
+
+    def fact(self, name: str, default: Any = None) -> Any:
+        """Value of a fact, or ``default`` when it is not known."""
+        known = self.facts.get(name)
+        return default if known is None or known.value is None else known.value
+
+    def number(self, name: str) -> float | None:
+        """Value of a fact as a finite number; None when it is not known or is none."""
+        value = self.fact(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        return float(value) if math.isfinite(value) else None
+
+    def last(self, name: str) -> float | None:
+        """Last value of a metric, which may be NaN; None when it was never logged."""
+        one = self.series.get(name)
+        return None if one is None else one.last
+
+    def points(self, name: str) -> int:
+        """How many finite values of a metric were logged."""
+        one = self.series.get(name)
+        return 0 if one is None else one.count
+
+    @property
+    def max_steps(self) -> int | None:
+        """Steps that the run is to take, as far as it is known."""
+        steps = self.number("max_steps")
+        return int(steps) if steps is not None and steps > 0 else None
+
+    @property
+    def progress(self) -> float | None:
+        """Share of the run that is done, 0 to 1; None when its length is not known."""
+        total = self.max_steps
+        return None if not total else min(self.step / total, 1.0)
+
+    @property
+    def peak_learning_rate(self) -> float | None:
+        """The configured learning rate, or else the highest that was logged."""
+        stated = self.number("learning_rate")
+        if stated is not None:
+            return stated
+        series = self.series.get("learning_rate")
+        if series is None or not series.count:
+            return None
+        return max(*series.head, *series.recent)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of learning-rate warm-up, as far as the facts tell; 0 when they do not."""
+        steps = self.number("warmup_steps") or 0.0
+        if 0 < steps < 1:  # transformers 5: a fraction is a ratio of the run
+            return int(steps * (self.max_steps or 0))
+        if steps:
+            return int(steps)
+        return int((self.number("warmup_ratio") or 0.0) * (self.max_steps or 0))
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the learning rate is still rising to its peak: by the facts, or else by the logged trace."""
+        if self.step <= self.warmup_steps:
+            return True
+        series = self.series.get("learning_rate")
+        if series is None or len(series.recent) < 2:
+            return False
+        return series.recent[-1] > series.recent[-2]
+
+    def _learn_kind(self, keys: tuple[str, ...], values: Mapping[str, float]) -> None:
+        if len(self._seen_keys) < MAX_SERIES:
+            self._seen_keys.add(keys)
+        shown = kind_of_keys(values)
+        if shown is not Kind.UNKNOWN and self.kind in SUPERVISED and self._task_kind is Kind.UNKNOWN:
+            self.kind = shown
+        elif self.kind is Kind.UNKNOWN and self._task_kind is Kind.UNKNOWN and "loss" in values:
+            self.kind = Kind.SFT
+
+    def _facts_changed(self) -> None:
+        trainer = _TRAINERS.get(str(self.fact("trainer_class", "")))
+        task = trainer or _TASKS.get(str(self.fact("task_type", "")))
+        # A LoRA adapter for CAUSAL_LM is also what DPO and GRPO train: only the trainer's class settles it.
+        if task is not None and (trainer is not None or (task is not Kind.SFT and self.kind in SUPERVISED)):
+            self.kind = self._task_kind = task
+        total, interval = self.max_steps, self.number("logging_steps")
+        if total and interval:
+            points = total / max(interval if interval >= 1 else interval * total, 1.0)
+            self.loss.span = max(20.0, 0.05 * points)

@@ -1,0 +1,112 @@
+"""``lorawatch.toml``, ``LORAWATCH_*`` and flags: what a person may set, and clear words for what they may not.
+
+Later ones win: the file, then the environment, then flags.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+DEFAULT_LISTEN_ADDRESS = "127.0.0.1:10910"
+FILE_NAME = "lorawatch.toml"
+
+
+class SettingsError(Exception):
+    """A setting is wrong: says in one line which, where, and what to write instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a person set.
+
+    Attributes:
+        rules: Parameters by rule id: ``{"loss/spike": {"sigmas": 8.0}}``; ``enabled = false`` switches one off.
+        select: Rules or families to judge by (``loss/spike``, ``loss``, ``loss/*``); empty means all.
+        ignore: Rules or families to leave out.
+        rules_paths: Files or folders with further rules.
+        fail_on: Severity from which ``check`` exits with 1: info, warning, critical or never.
+        listen_address: Where ``tail`` serves ``/metrics``; ``""`` for nowhere.
+    """
+
+    rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    rules_paths: tuple[str, ...] = ()
+    fail_on: str = "warning"
+    listen_address: str = DEFAULT_LISTEN_ADDRESS
+
+
+_LISTS = {"select", "ignore", "rules_paths"}
+_TEXTS = {"fail_on", "listen_address"}
+_FAIL_ON = ("info", "warning", "critical", "never")
+_ENVIRONMENT = {f"LORAWATCH_{name.upper()}": name for name in (*sorted(_LISTS), *sorted(_TEXTS))}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Words that name the known name nearest to a misspelt one: ``; did you mean 'sigmas'?`` or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def load_settings(file: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
+    """Settings from ``file`` (or ``lorawatch.toml`` in the working directory, if there is one) and the environment.
+
+    Raises:
+        SettingsError: The file cannot be read, or holds something that is not a setting.
+    """
+    if file is None:
+        default = Path(FILE_NAME)
+        settings = _read(default) if default.is_file() else Settings()
+    else:
+        settings = _read(file)
+    variables = os.environ if environment is None else environment
+    for variable, name in _ENVIRONMENT.items():
+        text = variables.get(variable)
+        if text is None:
+            continue
+        value: Any = tuple(part.strip() for part in text.split(",") if part.strip()) if name in _LISTS else text
+        settings = _checked(replace(settings, **{name: value}), variable)
+    return settings
+
+
+def _read(file: Path) -> Settings:
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{file}: cannot be read: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: is not valid TOML: {error}") from None
+    settings = Settings()
+    known = {"rules", *_LISTS, *_TEXTS}
+    for name, value in document.items():
+        if name not in known:
+            raise SettingsError(f"{file}: unknown setting {name!r}{nearest(name, known)}")
+        if name == "rules":
+            settings = replace(settings, rules=_tables(value, file))
+        elif name in _LISTS:
+            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+                raise SettingsError(f"{file}: {name} must be a list of strings, is {value!r}")
+            settings = replace(settings, **{name: tuple(value)})
+        else:
+            if not isinstance(value, str):
+                raise SettingsError(f"{file}: {name} must be a string, is {value!r}")
+            settings = replace(settings, **{name: value})
+    return _checked(settings, str(file))
+
+
+def _tables(value: Any, file: Path) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
+        raise SettingsError(f'{file}: write a rule\'s parameters under [rules."family/name"]')
+    return value
+
+
+def _checked(settings: Settings, where: str) -> Settings:
+    if settings.fail_on not in _FAIL_ON:
+        raise SettingsError(f"{where}: fail_on must be one of {', '.join(_FAIL_ON)}, is {settings.fail_on!r}")
+    return settings

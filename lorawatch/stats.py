@@ -1,0 +1,184 @@
+"""Running statistics: O(1) a point, or over a window of at most a few hundred points.
+
+Definitions and measured behaviour follow the project's rule catalogue; the source of each formula stands beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import median
+
+
+class Level:
+    """Where a noisy positive series stands: noise, fast and slow level, best, and the last point's distance.
+
+    ``sigma`` is the moving-range estimate of the noise: an EWMA (1/20) of 0.8862 times the absolute difference of
+    neighbours (0.8862 = 1/d2 for ranges of two; Montgomery, *Introduction to Statistical Quality Control*). Unlike a
+    standard deviation it does not take a trend for noise. Each increment is winsorised at 4 sigma, so that one
+    outlier does not teach it, and it never falls below ``max(0.5 % of the level, 1e-4)``.
+
+    ``fast`` is an EWMA with weight 1/8; ``slow`` one with weight ``1/max(20, 5 % of the expected points)``, each
+    step of which is clipped at ±4 sigma. ``best`` is the minimum of ``slow`` from point 20 on. The first points are
+    averaged plainly until the count reaches the EWMA's span, so that the start is not the first point's alone.
+    """
+
+    __slots__ = ("best", "best_step", "count", "excess", "fast", "first", "previous", "raw_sigma", "slow", "span", "z")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.span = 20.0
+        self.raw_sigma = 0.0
+        self.fast = math.nan
+        self.slow = math.nan
+        self.best = math.inf
+        self.best_step = 0
+        self.previous = math.nan
+        self.first: list[float] = []
+        self.excess = 0.0
+        self.z = 0.0
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the point-to-point noise, never below the floor."""
+        return max(self.raw_sigma, 0.005 * abs(self.slow), 1e-4)
+
+    @property
+    def initial(self) -> float:
+        """L0: the median of the first five points."""
+        return median(self.first)
+
+    def add(self, value: float, step: int) -> None:
+        """Take in one finite point. ``excess`` and ``z`` are its distance from ``fast`` before it was taken in."""
+        self.count = count = self.count + 1
+        if count == 1:
+            self.fast = self.slow = self.previous = value
+            self.first.append(value)
+            return
+        sigma = self.raw_sigma
+        floor = 0.005 * abs(self.slow)
+        if sigma < floor:
+            sigma = floor
+        if sigma < 1e-4:
+            sigma = 1e-4
+        self.excess = excess = value - self.fast
+        self.z = excess / sigma
+        if count <= 5:
+            self.first.append(value)
+        increment = 0.8862 * abs(value - self.previous)
+        if count > 5 and increment > 4.0 * sigma:
+            increment = 4.0 * sigma
+        weight = 1.0 / min(count - 1, 20)
+        self.raw_sigma += weight * (increment - self.raw_sigma)
+        self.previous = value
+        self.fast += excess / min(count, 8)
+        move = value - self.slow
+        if count > 20:
+            limit = 4.0 * sigma
+            if move > limit:
+                move = limit
+            elif move < -limit:
+                move = -limit
+        self.slow += move / min(count, self.span)
+        if count >= 20 and self.slow < self.best:
+            self.best = self.slow
+            self.best_step = step
+
+
+def linear_fit(values: Sequence[float]) -> tuple[float, float]:
+    """Intercept and slope of the least-squares line through equally spaced points."""
+    count = len(values)
+    centre = (count - 1) / 2
+    mean = sum(values) / count
+    spread = (count**3 - count) / 12
+    slope = sum((index - centre) * value for index, value in enumerate(values)) / spread if spread else 0.0
+    return mean - slope * centre, slope
+
+
+def von_neumann_ratio(values: Sequence[float]) -> float:
+    """Mean squared difference of neighbours over the variance, after a linear detrend.
+
+    2 for white noise, 4 for a series that swings up and down each point, below 2 for a slow wander. NaN when the
+    detrended series has no variance. Source: von Neumann (1941), *Distribution of the ratio of the mean square
+    successive difference to the variance*.
+    """
+    count = len(values)
+    intercept, slope = linear_fit(values)
+    rest = [value - intercept - slope * index for index, value in enumerate(values)]
+    power = sum(value * value for value in rest)
+    if power <= 1e-24 * max(1.0, intercept * intercept) * count:
+        return math.nan
+    swing = sum((after - before) ** 2 for before, after in pairwise(rest))
+    return (swing / (count - 1)) / (power / count)
+
+
+def quadratic_residuals(values: Sequence[float]) -> list[float]:
+    """What is left of equally spaced points after the least-squares parabola is taken away."""
+    count = len(values)
+    centre = (count - 1) / 2
+    mean_square = (count * count - 1) / 12
+    linear_power = count * mean_square
+    parabola = [(index - centre) ** 2 - mean_square for index in range(count)]
+    parabola_power = sum(term * term for term in parabola) or 1.0
+    mean = sum(values) / count
+    slope = sum((index - centre) * value for index, value in enumerate(values)) / (linear_power or 1.0)
+    bend = sum(term * value for term, value in zip(parabola, values, strict=True)) / parabola_power
+    return [value - mean - slope * (index - centre) - bend * parabola[index] for index, value in enumerate(values)]
+
+
+def strongest_period(values: Sequence[float], shortest: int = 3, longest: int = 16) -> tuple[int, float]:
+    """Lag and value of the largest autocorrelation of the quadratically detrended points, over the lags given.
+
+    For white noise of 64 points the 99.9th percentile is 0.39 (measured, rule catalogue section 1).
+    """
+    rest = quadratic_residuals(values)
+    power = sum(value * value for value in rest)
+    if power <= 0.0:
+        return shortest, 0.0
+    best_lag, best = shortest, -1.0
+    for lag in range(shortest, min(longest, len(rest) - 2) + 1):
+        correlation = sum(a * b for a, b in zip(rest, rest[lag:], strict=False)) / power
+        if correlation > best:
+            best_lag, best = lag, correlation
+    return best_lag, best
+
+
+def theil_sen(values: Sequence[float]) -> float:
+    """Median slope per point over all pairs of equally spaced points (Theil 1950, Sen 1968). O(n²), for n ≤ 64."""
+    count = len(values)
+    slopes = [
+        (values[right] - values[left]) / (right - left) for left in range(count) for right in range(left + 1, count)
+    ]
+    return median(slopes) if slopes else 0.0
+
+
+def mann_kendall_z(values: Sequence[float]) -> float:
+    """Mann–Kendall trend statistic, corrected for AR(1) correlation by ``n(1-rho)/(1+rho)``. O(n²), for n ≤ 64."""
+    count = len(values)
+    if count < 4:
+        return 0.0
+    score = 0
+    for left in range(count - 1):
+        pivot = values[left]
+        for value in values[left + 1 :]:
+            score += (value > pivot) - (value < pivot)
+    intercept, slope = linear_fit(values)
+    rest = [value - intercept - slope * index for index, value in enumerate(values)]
+    power = sum(value * value for value in rest)
+    rho = sum(a * b for a, b in pairwise(rest)) / power if power > 0 else 0.0
+    rho = min(max(rho, 0.0), 0.95)
+    variance = count * (count - 1) * (2 * count + 5) / 18 * (1 + rho) / (1 - rho)
+    return score / math.sqrt(variance)
+
+
+def welch_t(before: Sequence[float], after: Sequence[float]) -> float:
+    """Welch's t of the fall from ``before`` to ``after``: positive when the mean fell. Infinite for noiseless falls."""
+    mean_before, mean_after = sum(before) / len(before), sum(after) / len(after)
+    variance_before = sum((value - mean_before) ** 2 for value in before) / max(len(before) - 1, 1)
+    variance_after = sum((value - mean_after) ** 2 for value in after) / max(len(after) - 1, 1)
+    error = math.sqrt(variance_before / len(before) + variance_after / len(after))
+    fall = mean_before - mean_after
+    if error == 0.0:
+        return 0.0 if fall == 0.0 else math.copysign(math.inf, fall)
+    return fall / error

@@ -1,0 +1,1 @@
+"""What lorawatch serves over HTTP."""
