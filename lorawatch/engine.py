@@ -8,7 +8,7 @@ It reads no clock: the same records in the same order give the same findings, li
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -144,7 +144,7 @@ class Engine:
             rule = watch.rule
             if watch.error or run.kind not in rule.kinds or not present.issuperset(rule.needs):
                 continue
-            if rule.needs_any and present.isdisjoint(rule.needs_any):
+            if rule.needs_any and not any(_carried(name, present) for name in rule.needs_any):
                 continue
             if any(run.fact(name) is None for name in rule.needs_facts):
                 continue
@@ -161,13 +161,15 @@ class Engine:
         if run.kind not in rule.kinds:
             return (f"not for a run of kind {run.kind.value}",)
         missing = [name for name in rule.needs if name not in run.series]
-        if rule.needs_any and not any(name in run.series for name in rule.needs_any):
+        if rule.needs_any and not any(_carried(name, run.series) for name in rule.needs_any):
             missing.append(" or ".join(rule.needs_any))
         missing += [f"fact {name}" for name in rule.needs_facts if run.fact(name) is None]
-        if not missing and rule.needs:
-            seen = run.points(rule.needs[0])
-            if seen < rule.min_points and watch.finding is None:
-                missing.append(f"{rule.min_points} points of {rule.needs[0]} ({seen} so far)")
+        if not missing and rule.min_points > 1 and watch.finding is None:
+            name, seen = _points(rule, run)
+            if seen < rule.min_points:
+                missing.append(f"{rule.min_points} points of {name} ({seen} so far)")
+        if not missing and watch.finding is None:
+            missing += rule.missing(run)
         if not missing and not watch.judged:
             missing.append("a row that carries " + " and ".join(rule.needs or rule.needs_any))
         return tuple(missing)
@@ -186,7 +188,7 @@ class Engine:
 
     def _broken(self, watch: _Watch, breach: Breach) -> None:
         rule, run = watch.rule, self.run
-        if rule.needs and run.points(rule.needs[0]) < rule.min_points:
+        if rule.min_points > 1 and _points(rule, run)[1] < rule.min_points:
             return
         watch.calm = 0
         if watch.breaches == 0:
@@ -269,6 +271,18 @@ class Engine:
     def _tell(self, change: Change, finding: Finding) -> None:
         for listener in self.listeners:
             listener(change, finding)
+
+
+def _carried(name: str, present: Collection[str]) -> bool:
+    return name in present or ("*" in name and any(fnmatchcase(one, name) for one in present))
+
+
+def _points(rule: Rule, run: Run) -> tuple[str, int]:
+    """The first needed metric, or the best known one of ``needs_any``, and how many finite values it has."""
+    if rule.needs:
+        return rule.needs[0], run.points(rule.needs[0])
+    names = [one for name in rule.needs_any for one in run.series if _carried(name, (one,))]
+    return max(((name, run.points(name)) for name in names), key=lambda pair: pair[1], default=("", 0))
 
 
 def _covers(patterns: tuple[str, ...], rule_id: str) -> bool:

@@ -67,13 +67,13 @@ class Rule(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     """Metrics that a row must carry, all of them, to be judged."""
     needs_any: ClassVar[tuple[str, ...]] = ()
-    """Metrics of which a row must carry at least one."""
+    """Metrics of which a row must carry at least one; a name may hold a ``*`` (``eval_*_loss``)."""
     needs_facts: ClassVar[tuple[str, ...]] = ()
     """Facts without which the rule abstains."""
     kinds: ClassVar[frozenset[Kind]] = frozenset(Kind)
     """Kinds of run that it judges; of the others it abstains."""
     min_points: ClassVar[int] = 1
-    """Points of its first needed metric before which no breach counts."""
+    """Points of its first needed metric (the best known one of ``needs_any``) before which no breach counts."""
     latched: ClassVar[bool] = False
     """True when the finding, once open, stays open to the end of the run: what it tells cannot be undone by it."""
     suppresses: ClassVar[tuple[str, ...]] = ()
@@ -91,6 +91,10 @@ class Rule(ABC):
     def advise(self, breach: Breach, run: Run) -> list[Adjustment]:
         """What to change, best first. Called when a finding opens or grows worse."""
         return []
+
+    def missing(self, run: Run) -> tuple[str, ...]:
+        """What keeps it from judging that ``needs`` cannot say; asked for reports only, never on the way of a row."""
+        return ()
 
     @classmethod
     def parameters(cls) -> Iterator[Parameter]:

@@ -19,8 +19,10 @@ class Level:
     standard deviation it does not take a trend for noise. Each increment is winsorised at 4 sigma, so that one
     outlier does not teach it, and it never falls below ``max(0.5 % of the level, 1e-4)``.
 
-    ``fast`` is an EWMA with weight 1/8; ``slow`` one with weight ``1/max(20, 5 % of the expected points)``, each
-    step of which is clipped at ±4 sigma. ``best`` is the minimum of ``slow`` from point 20 on. The first points are
+    ``fast`` is an EWMA with weight 1/8; ``slow`` one with weight ``1/max(20, 5 % of the expected points)``, to which a
+    point counts as at most ``max(4 sigma, |fast - slow|)`` away: one outlier does not move it, a lasting shift does.
+    (Clipped at 4 sigma alone, it stays far above a loss that fell steeply and smoothly, and a later rise hides below.)
+    ``best`` is the minimum of ``slow`` from point 20 on. The first points are
     averaged plainly until the count reaches the EWMA's span, so that the start is not the first point's alone.
     """
 
@@ -76,6 +78,9 @@ class Level:
         move = value - self.slow
         if count > 20:
             limit = 4.0 * sigma
+            gap = abs(self.fast - self.slow)
+            if gap > limit:
+                limit = gap
             if move > limit:
                 move = limit
             elif move < -limit:
