@@ -1,0 +1,224 @@
+"""Tells the optimizer step of a console row, which the trainer does not print.
+
+Three signs are weighed: the progress bar before the row, the epoch in the row, and the even spacing of rows
+(``logging_steps``). None is good alone. The bar runs ahead when stdout is buffered and stderr is not (about ninety
+rows then arrive at once, long after their bars); it lags by up to 0.1 s of steps, because tqdm redraws no more often;
+the epoch is rounded to two decimals or four digits. Rows, however, are evenly spaced in every run but for the first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+STRIKES = 3
+"""Rows in a row whose bar must contradict the spacing before the bar is believed: rows were lost then."""
+
+
+class StepClock:
+    """Gives each row of one run its step; steps of training rows strictly increase until :meth:`restart`.
+
+    Attributes:
+        start: First position of the bar that was seen.
+        bar: Position of the training bar when last seen; None before.
+        total: Its total, the run's ``max_steps``; None when unknown.
+        every: Steps between two rows; None while unknown.
+        settled: ``every`` was seen twice, or was read from the log.
+        step: Step of the last training row, 0 before the first.
+        epoch: Epoch of the last training row.
+        rows: Training rows so far.
+    """
+
+    __slots__ = (
+        "_rate",
+        "_strikes",
+        "bar",
+        "bar_used",
+        "epoch",
+        "epoch_of_rate",
+        "every",
+        "first_epoch",
+        "first_step",
+        "rows",
+        "start",
+        "settled",
+        "stated_epochs",
+        "stated_every",
+        "stated_total",
+        "step",
+        "total",
+    )
+
+    def __init__(self) -> None:
+        self.stated_every: int | None = None
+        self.stated_epochs: float | None = None
+        self.stated_total: int | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the run, and keep what was stated: a script that starts anew states its arguments before."""
+        self.bar: int | None = None
+        self.total: int | None = self.stated_total
+        self.every: int | None = None
+        self.settled = False
+        self.step = 0
+        self.epoch: float | None = None
+        self.first_epoch: float | None = None
+        self.first_step = 0
+        self.rows = 0
+        self.start: int | None = None
+        self._rate: float | None = None
+        self.epoch_of_rate = 0.0
+        self._strikes = 0
+        self.bar_used: int | None = None
+
+    def go_on_from(self, step: int) -> None:
+        """The run was resumed: the next row comes after ``step``, the spacing stays."""
+        self.step = step
+        self.epoch = None
+        self._strikes = 0
+
+    def state(self) -> dict[str, Any]:
+        """All attributes, as plain JSON."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state` returned."""
+        for name in self.__slots__:
+            setattr(self, name, state[name])
+
+    def step_at(self, epoch: float | None, bar: int | None) -> int:
+        """Return the step from which a resumed run goes on, told by its first row and the bar before it."""
+        every = self.every or 1
+        expected = self._expected(epoch)
+        if bar is not None:
+            return max(0, bar - every)
+        return max(0, round(expected[0] / every) * every - every) if expected else max(0, self.step - every)
+
+    def train(self, epoch: float | None, marks: list[int]) -> tuple[int, bool]:
+        """Return the step of the next training row, and whether it is an estimate.
+
+        Args:
+            epoch: The row's epoch.
+            marks: Bar positions at which something was printed since the last row, as tqdm's redraws tell.
+        """
+        self.rows += 1
+        if self.settled:
+            step = self.step + self.every  # type: ignore[operator]
+            if step == self.bar:
+                self._strikes = 0
+                estimated = False
+            else:
+                step, estimated = self._weigh(step, epoch)
+        else:
+            step, estimated = self._first(epoch, marks)
+        if self.rows == 1:
+            self.first_epoch, self.first_step = epoch, step
+        self.step, self.epoch = step, epoch
+        self.bar_used = self.bar
+        if epoch and epoch > self.epoch_of_rate * 1.3 and (self.settled or not estimated):
+            self._rate, self.epoch_of_rate = step / epoch, epoch
+        return step, estimated
+
+    def advance(self, rows: int, step: int, epoch: float) -> None:
+        """Take over that ``rows`` training rows were read, each at its bar and where the spacing said."""
+        self.rows += rows
+        self.step = self.bar = self.bar_used = step
+        self.epoch = epoch
+        self._strikes = 0
+
+    def other(self, epoch: float | None) -> tuple[int, bool]:
+        """Return the step of a row that is no training row (an evaluation), and whether it is an estimate."""
+        if epoch is not None and epoch == self.epoch:
+            return self.step, False
+        ahead = self.bar is not None and self.bar > self.step
+        if ahead and (not self.settled or self.bar <= self.step + self.every):  # type: ignore[operator]
+            return self.bar, False  # type: ignore[return-value]
+        expected = self._expected(epoch)
+        if expected is not None:
+            return max(self.step, round(expected[0])), True
+        return self.step, self.step != self.bar
+
+    def _expected(self, epoch: float | None) -> tuple[float, float] | None:
+        """The step that the epoch tells, and how far that may be off."""
+        rate = self._rate
+        doubt = 0.0
+        if self.stated_epochs and self.total:
+            rate = self.total / self.stated_epochs
+        elif rate is not None:
+            # The rate was learnt from an epoch that was rounded too, which is much of a small one.
+            doubt = min(1.0, _rounding(self.epoch_of_rate) / self.epoch_of_rate)
+        if epoch is None or rate is None or not 0 <= epoch < 1e6:
+            return None
+        return epoch * rate, (_rounding(epoch) + epoch * doubt) * rate + 1
+
+    def _first(self, epoch: float | None, marks: list[int]) -> tuple[int, bool]:
+        """The step while the spacing is not known yet."""
+        last, bar, every = self.step, self.bar, self.every
+        start = self.start or 0
+        if self.stated_every and self.total is not None and self.stated_every > self.total:
+            self.stated_every = None
+        marks = [mark for mark in marks if mark > last]
+        expected = self._expected(epoch)
+        if self.stated_every and self.rows > 0 and (bar is None or bar <= last or bar >= last + self.stated_every):
+            step = (last // self.stated_every + 1) * self.stated_every
+            self.every, self.settled = self.stated_every, last % self.stated_every == 0
+            return step, step != bar
+        if bar is not None and bar > last and bar != self.bar_used:
+            if marks and marks[0] < bar:
+                # The bars of these rows are long past: what they left are redraws at each position that printed.
+                step = marks[0]
+                self.every = marks[1] - marks[0] if len(marks) > 1 else step - last
+                self.settled = len(marks) > 1
+                return step, True
+            if not last and bar == self.total and bar > 1:
+                return 1, True  # the whole run is over already: its bar tells nothing of its first row
+            if every and last and epoch and self.epoch and bar != last + every:
+                # The first row tells how far apart rows are only in a log that begins at step 0.
+                expected = expected or (epoch * last / self.epoch, 1.0)
+                if abs(last + every - expected[0]) < abs(bar - expected[0]):
+                    self.settled = True
+                    return last + every, True
+            self.settled = bar - last == every
+            # A log that begins in the middle of a run shows where its first row is, not how far apart rows are.
+            self.every = bar - last if last or start <= 1 else None
+            return bar, not self.settled
+        if every and (self.total is None or last + every <= self.total):
+            return last + every, True
+        if expected and expected[0] > last + 1:
+            self.every = round(expected[0]) - last
+            return last + self.every, True
+        return last + 1, True
+
+    def _weigh(self, step: int, epoch: float | None) -> tuple[int, bool]:
+        """The step when the bar is not where the spacing says; ``step`` is what the spacing says."""
+        bar, last = self.bar, self.step
+        if self.total is not None and step > self.total > last:
+            step = last + 1  # rows cannot lie beyond the end
+        expected = self._expected(epoch)
+        if bar is None or bar <= last or bar == self.bar_used:
+            self._strikes = 0
+            if expected is not None and abs(step - expected[0]) > expected[1] + self.every:  # type: ignore[operator]
+                return self._snap(expected[0], step), True
+            return step, True
+        if bar > step:
+            if expected is not None:
+                if abs(step - expected[0]) <= expected[1]:
+                    return step, True
+                if abs(bar - expected[0]) <= expected[1]:
+                    self._strikes = 0
+                    return bar, False
+            self._strikes += 1
+            if self._strikes >= STRIKES:
+                self._strikes = 0
+                return bar, False
+        return step, True
+
+    def _snap(self, expected: float, step: int) -> int:
+        every = self.every or 1
+        snapped = round(expected / every) * every
+        return snapped if snapped > self.step else step
+
+
+def _rounding(epoch: float) -> float:
+    """How far a printed epoch may be off: transformers 4 rounds to two decimals, 5 to four digits."""
+    return 0.005 if round(epoch, 2) == epoch else 0.0005 * epoch
