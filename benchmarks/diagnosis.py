@@ -15,13 +15,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).parent))
-from results_file import write  # noqa: E402
+from results_file import write
 
-from lorawatch.findings import Finding, Severity  # noqa: E402
-from lorawatch.registry import RuleSet  # noqa: E402
-from lorawatch.settings import Settings  # noqa: E402
-from lorawatch.watch import judge  # noqa: E402
+from lorawatch.findings import Finding, Severity
+from lorawatch.registry import RuleSet
+from lorawatch.settings import Settings
+from lorawatch.watch import judge
 
 DEFAULT_CORPUS = Path(__file__).resolve().parent.parent.parent / "shared" / "runs"
 
@@ -120,8 +119,8 @@ def report(rows: list[Row]) -> str:
     judged = [row for row in rows if row.rows]
     high = [row for row in judged if row.confidence == "high"]
     lines = [
-        f"{len(rows)} labelled files, {len(judged)} judged, {len(rows) - len(judged)} not readable (listed at the end); "
-        f"{len(high)} judged files have a label of high confidence.",
+        f"{len(rows)} labelled files, {len(judged)} judged, {len(rows) - len(judged)} not readable (see the end).",
+        f"{len(high)} of the judged files have a label of high confidence; only these count.",
         "",
     ]
     healthy = [row for row in high if row.labels == ["healthy"]]
@@ -134,8 +133,7 @@ def report(rows: list[Row]) -> str:
         "| | files | with a warning or critical | share |",
         "|---|---|---|---|",
         f"| files | {len(healthy)} | {len(alarmed)} | {_share(len(alarmed), len(healthy))} |",
-        f"| runs (files of one run counted once) | {len(groups)} | {len(alarmed_groups)} | "
-        f"{_share(len(alarmed_groups), len(groups))} |",
+        f"| runs, each once | {len(groups)} | {len(alarmed_groups)} | {_share(len(alarmed_groups), len(groups))} |",
         "",
     ]
     lines += [f"- {name(row.file)}: {row.says()}" for row in alarmed]
@@ -223,9 +221,8 @@ def main() -> int:
     rows = read(options.corpus)
     if options.all:
         for row in rows:
-            print(
-                f"{row.confidence:<7}{';'.join(row.labels):<24}{row.rows:>6} {name(row.file)}\n      {row.error or row.says()}"
-            )
+            print(f"{row.confidence:<7}{';'.join(row.labels):<24}{row.rows:>6} {name(row.file)}")
+            print(f"      {row.error or row.says()}")
         return 0
     write("diagnosis", "Diagnosis over a labelled corpus", report(rows))
     return 0

@@ -33,7 +33,8 @@ def versions(*packages: str) -> str:
 
 def write(name: str, title: str, body: str, *packages: str) -> Path:
     """Print a result and keep it as ``results/<name>.md`` with date, versions and machine."""
-    text = f"# {title}\n\n{datetime.now(UTC):%Y-%m-%d} · {versions('lorawatch', *packages)} · {machine()}\n\n{body.rstrip()}\n"
+    where = f"{datetime.now(UTC):%Y-%m-%d} · {versions('lorawatch', *packages)} · {machine()}"
+    text = f"# {title}\n\n{where}\n\n{body.rstrip()}\n"
     print(text)
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{name}.md"
