@@ -1,0 +1,190 @@
+"""The rule sig/hidden-nan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lorawatch.findings import Adjustment, Breach, Severity
+from lorawatch.records import MetricRow
+from lorawatch.rule import Rule, param, state
+from lorawatch.run import REINFORCEMENT, Run
+
+
+@dataclass(slots=True)
+class SigHiddenNan(Rule):
+    """The gradients are NaN or infinite while the logged loss looks finite: the log hides a dead run.
+
+    ## Why it matters
+    The Hugging Face Trainer replaces a NaN loss before it logs it (`logging_nan_inf_filter=True` is the default), but
+    the optimizer steps all the same. One NaN gradient is enough to make the adapter and the optimizer's state NaN for
+    good. The loss in the log then reads 0.0, which looks like a perfect fit, until somebody opens the checkpoint.
+
+    ## How it decides
+    - Loss exactly 0 beside a gradient norm of NaN: at once; 2 logs in a row where the run says that it uses fp16, and
+      in preference and reinforcement runs, whose loss may be 0.
+    - Loss above 0 beside a gradient norm that is not finite: at once where the run says that it uses bf16; else 2
+      logs in a row, because the loss scaler of fp16 skips a step now and then, which is harmless. In the first 50
+      steps, where the scaler still looks for its scale, 10 logs in a row. It is a warning until the 4th log in a row.
+    - Loss exactly 0 beside a gradient norm that is the square root of a whole number and does not move: DeepSpeed
+      writes -1 for the norm of each parameter group with a gradient that is not finite, so that 3 groups give 1.7321.
+
+    ## What to change
+    Stop the run. Go back to the last checkpoint before the first such log, and look whether its adapter holds NaN
+    before resuming from it. Then bf16 in place of fp16, a learning rate of a third, a tighter clip; and look at the
+    batch of that step: an empty answer, a row longer than the model's positions, a division by a token count of 0.
+
+    ## Known false alarms
+    A run in fp16 that does not say so may skip two logged steps in a row by chance: that is a warning, and resolves.
+
+    ## Sources
+    Measured: a NaN put into step 4 of a Trainer run gives loss 0.0 and `grad_norm` NaN from then on, never a NaN
+    loss. Read in the source of transformers 5.23 (`_run_epoch`: the loss is replaced, the step is taken). trl issue
+    6702 reports it for GRPO. Of the public runs both that hide a NaN fire at the first log that shows it; the healthy
+    run with one infinite norm (step 33) does not. The counts 2, 4 and 10 follow GradScaler's defaults (it starts at
+    65,536 and halves at each overflow, so that 16 skips at the start are still normal). DeepSpeed's -1 is background
+    knowledge; one excerpt with a norm of exactly √3 beside a loss of 0 (LLaMA-Factory issue 9567) agrees with it.
+    """
+
+    id: ClassVar[str] = "sig/hidden-nan"
+    title: ClassVar[str] = "The log hides NaN gradients"
+    severity: ClassVar[Severity] = Severity.CRITICAL
+    needs: ClassVar[tuple[str, ...]] = ("loss", "grad_norm")
+    suppresses: ClassVar[tuple[str, ...]] = (
+        "sig/nan", "sig/fp16-scaler", "sig/dead-gradient", "sig/ga-loss-scale", "loss/*", "grad/*", "lr/*", "eval/*",
+        "pref/*", "rl/*",
+    )  # fmt: skip
+
+    hold: int = param(1, unit="logs", help="Breaches in a row before the finding opens; the rule counts by itself.")
+    release: int = param(5, unit="logs", help="Finite logs in a row before it resolves.")
+    skips: int = param(2, unit="logs", help="Logs in a row that are more than a skipped step of the fp16 scaler.")
+    search_steps: int = param(50, unit="steps", help="Steps at the start in which the scaler looks for its scale.")
+    search_skips: int = param(10, unit="logs", help="Logs in a row that are too many even then.")
+    certain: int = param(4, unit="logs", help="Logs in a row, with a loss above 0, that make it critical.")
+    streak: int = state(int)
+    same: int = state(int)
+    previous: float = state(lambda: -2.0)
+    first_step: int = state(int)
+    last_finite: int = state(lambda: -1)
+
+    def judge(self, row: MetricRow, run: Run) -> Breach | None:
+        """Look for a gradient norm that is not finite beside a finite loss."""
+        values = row.values
+        norm = values["grad_norm"]
+        if norm - norm == 0.0 and norm >= 0.0:  # finite, without a call; DeepSpeed writes -1 for NaN
+            if values["loss"] == 0.0 and norm > 0.9:
+                return self._frozen_norm(norm, run)
+            self.streak = self.same = 0
+            self.previous = norm
+            self.last_finite = run.step
+            return None
+        loss = values["loss"]
+        if loss - loss != 0.0:  # an open NaN is for sig/nan
+            return None
+        self.streak += 1
+        if self.streak == 1:
+            self.first_step = run.step
+        half, bfloat = run.fact("fp16"), run.fact("bf16")
+        if loss == 0.0:
+            zero_is_normal = run.kind in REINFORCEMENT or "rewards/chosen" in run.series
+            if self.streak < (self.skips if half or zero_is_normal else 1):
+                return None
+            return self._breach(loss, norm, run, None)
+        if not (bfloat and not half):
+            needed = self.search_skips if run.step <= self.search_steps else self.skips
+            if self.streak < needed:
+                return None
+        sure = bfloat and not half
+        return self._breach(loss, norm, run, None if sure or self.streak >= self.certain else Severity.WARNING)
+
+    def _frozen_norm(self, norm: float, run: Run) -> Breach | None:
+        square = norm * norm
+        self.same = self.same + 1 if norm == self.previous and abs(square - round(square)) < 2e-3 else 0
+        self.previous = norm
+        if not self.same:
+            self.streak = 0
+            return None
+        if self.same == 1:
+            self.first_step = run.step
+        return Breach(
+            f"loss is exactly 0 and the gradient norm stands at {norm:.5g}, the square root of {round(square)}: "
+            "DeepSpeed writes that for gradients that are not finite",
+            {"loss": 0.0, "grad_norm": norm, "first_step": self.first_step, "last_finite_step": self.last_finite},
+            Severity.WARNING if self.same < 2 else None,
+        )
+
+    def _breach(self, loss: float, norm: float, run: Run, severity: Severity | None) -> Breach:
+        since = f"since step {self.first_step}" if self.streak > 1 else f"at step {run.step}"
+        told = f"grad_norm is {norm:g} {since}" if norm != -1.0 else f"grad_norm is -1 (DeepSpeed: not finite) {since}"
+        if loss == 0.0:
+            summary = (
+                f"{told} while the log shows a loss of 0.0: the loss is NaN, and logging_nan_inf_filter hides it; the "
+                "optimizer keeps stepping"
+            )
+        else:
+            summary = f"{told} while the log shows a loss of {loss:.4g}: the steps behind it are NaN or were skipped"
+        return Breach(
+            summary,
+            {"loss": loss, "grad_norm": norm, "logs_in_a_row": self.streak, "first_step": self.first_step,
+             "last_finite_step": self.last_finite if self.last_finite >= 0 else None},
+            severity,
+        )  # fmt: skip
+
+    def advise(self, breach: Breach, run: Run) -> list[Adjustment]:
+        """Back to a clean checkpoint; bf16, a lower rate, a tighter clip; a log that tells."""
+        step = breach.evidence["first_step"]
+        good = breach.evidence["last_finite_step"]
+        where = f"at or before step {good}" if isinstance(good, int) and good >= 0 else f"before step {step}"
+        rate, clip = run.peak_learning_rate, run.number("max_grad_norm")
+        advice = [
+            Adjustment(
+                "", proposed=f"stop the run and take the last checkpoint {where}; before resuming, look for NaN in "
+                "its adapter: any(t.isnan().any() for t in safetensors.torch.load_file('adapter_model.safetensors')"
+                ".values())",
+                apply="check", confidence="high",
+                why="Adam keeps a NaN for good: each later checkpoint holds it, and waiting does not heal it",
+                cost="the steps since that checkpoint",
+            )
+        ]  # fmt: skip
+        if not run.fact("bf16"):
+            known = run.fact("fp16") is True
+            advice.append(
+                Adjustment(
+                    "bf16", current=run.fact("bf16"), proposed=True, apply="resume",
+                    confidence="high" if known else "medium",
+                    why="fp16 overflows above 65,504, bf16 has the range of fp32; set fp16=False with it"
+                    if known
+                    else "if the run is in fp16: bf16 has the range of fp32 (needs an Ampere GPU or newer)",
+                )
+            )  # fmt: skip
+        advice.append(
+            Adjustment(
+                "learning_rate", current=rate, proposed=float(f"{rate / 3:.2g}") if rate else "a third of it",
+                direction="down", confidence="medium", apply="resume",
+                why="too high a rate is the other common cause; a third leaves the danger zone and costs little",
+            )
+        )  # fmt: skip
+        if clip is None or clip > 0.3 or clip == 0.0:
+            advice.append(
+                Adjustment(
+                    "max_grad_norm", current=clip, proposed=0.3, direction="down", confidence="medium", apply="resume",
+                    why="limits the large gradients that come before a NaN; a NaN itself passes through any clip",
+                )
+            )  # fmt: skip
+        advice.append(
+            Adjustment(
+                "logging_nan_inf_filter", current=run.fact("logging_nan_inf_filter"), proposed=False,
+                confidence="high", apply="resume",
+                why="a NaN loss is then logged as NaN, at the step where it comes, not as 0",
+                cost="after one NaN every later loss in the log is NaN, even if the model is fine",
+            )
+        )  # fmt: skip
+        advice.append(
+            Adjustment(
+                "", proposed=f"look at the batches of steps {good if isinstance(good, int) and good >= 0 else '…'} to "
+                f"{step}: rows without a trained token, empty rows, rows beyond the model's positions",
+                apply="check", confidence="medium",
+                why="a mean over 0 tokens is NaN in any precision, and comes back at the same batch",
+            )
+        )  # fmt: skip
+        return advice
