@@ -1,0 +1,161 @@
+"""The rule sig/dead-gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lorawatch.findings import Adjustment, Breach, Severity
+from lorawatch.records import MetricRow
+from lorawatch.rule import Rule, param, state
+from lorawatch.run import PREFERENCE, SUPERVISED, Run
+
+REMEMBERED = 4096
+"""Losses remembered for the search for repetitions; longer epochs are not seen to repeat."""
+
+
+@dataclass(slots=True)
+class SigDeadGradient(Rule):
+    """No gradient reaches the adapter, or the optimizer never moves it: the loss is real and nothing is learnt.
+
+    ## Why it matters
+    The forward pass works, so the loss looks plausible, and only its flatness hints that the weights never change.
+    Such a run is usually found out when its adapter behaves exactly like the base model.
+
+    ## How it decides
+    Either of two signs, both exact.
+
+    - The gradient norm is at most 1e-8 for 5 logs in a row while the loss is above 0.05.
+    - The losses of an epoch come again, digit by digit: 6 different logged losses in a row, each equal to the one a
+      constant number of logs earlier (2 or more), at later steps and epochs. Were the weights moving, the same
+      batches would give other losses. Logs in which equal losses turn up everywhere (more than 10 % of the logs
+      outside that row) do not count: a loss in bf16 has few values.
+
+    ## What to change
+    Look at what the optimizer holds. It must be made after the model was wrapped by PEFT and moved to its device;
+    the adapter must be trainable (`is_trainable=True` when it is loaded with `PeftModel.from_pretrained`); with
+    activation checkpointing on a frozen base model, `model.enable_input_require_grads()` must be called, or
+    `use_reentrant=False` be set.
+
+    ## Known false alarms
+    None known. Reinforcement runs are not judged: without an advantage their gradient is rightly 0. A log that one
+    process after another printed in full repeats too, but at the same steps and epochs, and does not count.
+
+    ## Sources
+    PEFT's troubleshooting page (*model does not improve*); transformers issue 42489, through TRL. The repetition is
+    the sign of TRACE issue 5 (its second epoch repeats the first to 4 digits). No other public run repeats 3 losses
+    or has a gradient norm at or below 1e-8 beside a loss above 0.05, reinforcement runs apart. Adapters that are
+    merged or not trainable at all fail with `element 0 of tensors does not require grad` before the first log.
+    """
+
+    id: ClassVar[str] = "sig/dead-gradient"
+    title: ClassVar[str] = "The adapter is not being trained"
+    severity: ClassVar[Severity] = Severity.CRITICAL
+    needs: ClassVar[tuple[str, ...]] = ("loss",)
+    kinds = SUPERVISED | PREFERENCE
+    suppresses: ClassVar[tuple[str, ...]] = (
+        "loss/not-learning", "loss/slow-start", "loss/plateau", "loss/periodic", "loss/oscillation", "loss/noisy",
+        "pref/no-signal", "lr/schedule",
+    )  # fmt: skip
+
+    dead: float = param(1e-8, unit="norm", help="Gradient norm at or below which no gradient is there.")
+    logs: int = param(5, unit="logs", help="Logs in a row with such a norm.")
+    least_loss: float = param(0.05, unit="nats", help="Loss above which there is something to learn.")
+    repeats: int = param(6, unit="logs", help="Losses in a row that repeat those of an earlier epoch exactly.")
+    streak: int = state(int)
+    index: int = state(int)
+    seen: dict[float, tuple[int, int, float | None]] = state(dict)
+    period: int = state(int)
+    run_length: int = state(int)
+    matches: int = state(int)
+    different: set[float] = state(set)
+
+    def judge(self, row: MetricRow, run: Run) -> Breach | None:
+        """Look for a norm of 0, and for losses that come again."""
+        values = row.values
+        loss = values["loss"]
+        norm = values.get("grad_norm")
+        if norm is not None and 0.0 <= norm <= self.dead and loss > self.least_loss:
+            self.streak += 1
+            if self.streak < self.logs:
+                return None
+            return Breach(
+                f"the gradient norm is {norm:g} for {self.streak} logs while the loss is {loss:.4g}: no gradient "
+                "reaches the adapter",
+                {"grad_norm": norm, "loss": loss, "logs_in_a_row": self.streak},
+            )
+        self.streak = 0
+        self.index = index = self.index + 1
+        seen = self.seen
+        before = seen.get(loss)
+        if len(seen) >= REMEMBERED:
+            seen.clear()
+        seen[loss] = (index, run.step, row.epoch)
+        if before is None or not loss > self.least_loss:
+            self.run_length = 0
+            return None
+        return self._repeated(loss, before, row.epoch, run)
+
+    def _repeated(
+        self, loss: float, before: tuple[int, int, float | None], epoch: float | None, run: Run
+    ) -> Breach | None:
+        earlier, step, epoch_before = before
+        period = self.index - earlier
+        self.matches += 1
+        same_place = run.step <= step or (epoch is not None and epoch_before is not None and epoch <= epoch_before)
+        if period < 2 or same_place:
+            self.run_length = 0
+            return None
+        if period != self.period or not self.run_length:
+            self.period, self.run_length = period, 0
+            self.different.clear()
+        self.run_length += 1
+        if len(self.different) < self.repeats:
+            self.different.add(loss)
+        if self.run_length < self.repeats or len(self.different) < self.repeats:
+            return None
+        if self.matches - self.run_length > 0.1 * self.index:  # a coarse loss repeats everywhere: that tells nothing
+            return None
+        return Breach(
+            f"the last {self.run_length} losses equal, digit by digit, those of {period} logs before: the weights do "
+            "not change between epochs",
+            {"repeated_losses": self.run_length, "period_logs": period, "loss": loss},
+        )
+
+    def advise(self, breach: Breach, run: Run) -> list[Adjustment]:
+        """Look at what the optimizer holds; then at checkpointing."""
+        advice = [
+            Adjustment(
+                "", proposed="model.print_trainable_parameters(): it must name the LoRA weights; and "
+                "sum(p.numel() for g in trainer.optimizer.param_groups for p in g['params']) must be that number",
+                apply="check", confidence="high",
+                why="an optimizer made before get_peft_model, or before the model moved, steps on other tensors",
+            ),
+            Adjustment(
+                "", proposed="where the adapter is loaded from disk: PeftModel.from_pretrained(..., "
+                "is_trainable=True)", apply="check", confidence="medium",
+                why="a loaded adapter is frozen by default",
+            ),
+        ]  # fmt: skip
+        if run.fact("gradient_checkpointing") or run.fact("activation_checkpointing"):
+            advice.append(
+                Adjustment(
+                    "", proposed="model.enable_input_require_grads(), or gradient_checkpointing_kwargs="
+                    "{'use_reentrant': False}", apply="check", confidence="high",
+                    why="activation checkpointing on a frozen base passes no gradient on unless its inputs ask for one",
+                )
+            )  # fmt: skip
+        rate = run.last("learning_rate")
+        if rate == 0.0:
+            advice.insert(
+                0,
+                Adjustment(
+                    "learning_rate",
+                    current=0.0,
+                    proposed=2e-4,
+                    direction="up",
+                    confidence="high",
+                    why="the logged learning rate is 0",
+                ),
+            )
+        return advice
