@@ -148,7 +148,7 @@ def main() -> int:
         programs = {"console with bars": MTAIL_CONSOLE, "JSONL": MTAIL_JSONL}
         bare = min(cost_of([python, "-c", "pass"]).peak for _ in range(3))
         lines = [
-            f"Files of {options.mib} MiB, medians of {options.repeat} runs on one core. A bare interpreter: {bare:.0f} MiB.",
+            f"Files of {options.mib} MiB, medians of {options.repeat} runs, one core. A bare interpreter: {bare:.0f} MiB.",
             "",
             "| file | what | rows | rows / CPU s | CPU s | peak MiB | over bare |",
             "|---|---|---|---|---|---|---|",
