@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from lorawatch.records import FactUpdate, LifecycleEvent, MetricRow
-from lorawatch.stats import Level
+from lorawatch.stats import Level, Rhythm
 
 MAX_SERIES = 256
 """Metric names kept per run; more are counted in :attr:`Run.dropped_series` and not kept."""
@@ -140,6 +140,7 @@ class Run:
         step: Step of the last row; a count of rows where rows carry no step.
         time: Unix time of the last record that carried one.
         loss: Running level of ``loss``, finite points only.
+        rhythm: How the last 64 points of ``loss`` swing; made anew every 32 points.
         logging_interval: Steps between the last two training rows.
         rows_since_resume: Training rows since the start or the last resume.
     """
@@ -152,6 +153,7 @@ class Run:
         self.series: dict[str, Series] = {}
         self.dropped_series = 0
         self.loss = Level()
+        self.rhythm = Rhythm()
         self.rows = 0
         self.train_rows = 0
         self.step = 0
@@ -207,7 +209,10 @@ class Run:
                 self.logging_interval = step - self._last_train_step
             self._last_train_step = step
             if loss - loss == 0.0:
-                self.loss.add(loss, step)
+                level = self.loss
+                level.add(loss, step)
+                if level.count & 31 == 0 and level.count >= Rhythm.POINTS:
+                    self.rhythm.update(series["loss"].window(Rhythm.POINTS))
 
     def learn(self, update: FactUpdate) -> bool:
         """Take in facts; what was stated is never replaced by what was inferred. True when any fact changed."""

@@ -1,0 +1,120 @@
+"""Remedies that several rules propose: one wording, one arithmetic.
+
+Each gives an adjustment with a number where the current value is known, and with words where it is not.
+"""
+
+from __future__ import annotations
+
+from lorawatch.findings import Adjustment, Apply, Confidence
+from lorawatch.run import Run
+
+USUAL_RATE = 2e-4
+"""Learning rate that TRL's PEFT page recommends for LoRA with SFT."""
+LARGEST_BATCH = 32
+"""Sequences a step above which LoRA loses quality, against full fine-tuning (TRL's *LoRA Without Regret* page)."""
+
+
+def rounded(value: float) -> float:
+    """``value`` to two significant digits, as one writes a learning rate."""
+    return float(f"{value:.2g}")
+
+
+def lower_rate(
+    run: Run, factor: float, why: str, *, confidence: Confidence = "high", apply: Apply = "resume", cost: str = ""
+) -> Adjustment:
+    """The learning rate divided by ``factor``."""
+    rate = run.peak_learning_rate
+    words = {2.0: "half of it", 3.0: "a third of it", 10.0: "a tenth of it"}.get(factor, f"1/{factor:g} of it")
+    return Adjustment(
+        "learning_rate", current=rate, proposed=rounded(rate / factor) if rate else words, why=why, cost=cost,
+        confidence=confidence, apply=apply, direction="down",
+    )  # fmt: skip
+
+
+def raise_rate(run: Run, why: str, *, confidence: Confidence = "low") -> Adjustment | None:
+    """Three times the learning rate, at most the usual one for LoRA; None when it is that high already."""
+    rate = run.peak_learning_rate
+    if rate is not None and rate >= USUAL_RATE * 0.75:
+        return None
+    proposed = rounded(min(rate * 3, USUAL_RATE)) if rate and rate >= USUAL_RATE / 20 else USUAL_RATE
+    return Adjustment(
+        "learning_rate", current=rate, proposed=proposed, why=why, confidence=confidence, apply="restart",
+        direction="up", cost="too high a rate diverges: watch the first 100 steps",
+    )  # fmt: skip
+
+
+def clip_gradients(run: Run, why: str, *, to: float = 0.3, confidence: Confidence = "medium") -> Adjustment | None:
+    """A tighter ``max_grad_norm``; None when it is that tight already."""
+    clip = run.number("max_grad_norm")
+    if clip is not None and 0 < clip <= to:
+        return None
+    return Adjustment(
+        "max_grad_norm", current=clip, proposed=to, why=why, confidence=confidence, apply="resume", direction="down"
+    )
+
+
+def effective_batch(run: Run) -> float | None:
+    """Sequences per optimizer step; None unless both micro-batch and accumulation are known."""
+    micro, steps = run.number("per_device_train_batch_size"), run.number("gradient_accumulation_steps")
+    if micro is None or steps is None:
+        return None
+    return micro * steps * (run.number("world_size") or 1.0)
+
+
+def larger_batch(run: Run, why: str, *, confidence: Confidence = "medium") -> Adjustment | None:
+    """Twice the accumulation, up to :data:`LARGEST_BATCH` sequences a step; None when the batch is that large."""
+    batch, steps = effective_batch(run), run.number("gradient_accumulation_steps")
+    if batch is not None and batch * 2 > LARGEST_BATCH:
+        return None
+    proposed: int | str = int(steps * 2) if steps else f"twice it, to at most {LARGEST_BATCH} sequences a step"
+    return Adjustment(
+        "gradient_accumulation_steps", current=int(steps) if steps else None, proposed=proposed, why=why,
+        confidence=confidence, apply="restart", direction="up",
+        cost="half as many optimizer steps an epoch; no memory",
+    )  # fmt: skip
+
+
+def longer_warmup(run: Run, why: str, *, share: float = 0.05, confidence: Confidence = "medium") -> Adjustment | None:
+    """A warm-up over ``share`` of the run; None when it is at least that long already."""
+    total, now = run.max_steps, run.warmup_steps
+    if total and now >= share * total:
+        return None
+    known = run.number("warmup_steps") is not None or run.number("warmup_ratio") is not None
+    return Adjustment(
+        "warmup_steps", current=now if known else None, proposed=share, why=why, confidence=confidence,
+        apply="restart", direction="up",
+    )  # fmt: skip
+
+
+def larger_rank(run: Run, why: str, *, confidence: Confidence = "low") -> list[Adjustment]:
+    """Twice the rank, with alpha kept at the same ratio to it; nothing from rank 128 on."""
+    rank, alpha = run.number("r"), run.number("lora_alpha")
+    if rank is not None and rank >= 128:
+        return []
+    ratio = f"keeps alpha / r at {alpha / rank:g}" if rank and alpha else "keep alpha / r as it is: set r first"
+    return [
+        Adjustment(
+            "r", current=int(rank) if rank else None, proposed=int(rank * 2) if rank else "twice it", why=why,
+            confidence=confidence, apply="restart", direction="up", cost="more memory, more risk of overfitting",
+        ),
+        Adjustment(
+            "lora_alpha", current=alpha and int(alpha), proposed=int(alpha * 2) if alpha else "twice it", why=ratio,
+            confidence=confidence, apply="restart", direction="up",
+        ),
+    ]  # fmt: skip
+
+
+def look(what: str, why: str, *, confidence: Confidence = "medium") -> Adjustment:
+    """Something to look at rather than to set."""
+    return Adjustment("", what, why, confidence=confidence, apply="check")
+
+
+def is_adapter(run: Run) -> bool:
+    """Whether the facts say that it trains a LoRA adapter."""
+    return run.fact("r") is not None or run.fact("lora_alpha") is not None
+
+
+def length_grouped(run: Run) -> bool:
+    """Whether the facts say that batches are grouped by length."""
+    strategy = str(run.fact("train_sampling_strategy", ""))
+    return strategy in {"group_by_length", "batch_rebalance"} or run.fact("group_by_length") is True
