@@ -1,0 +1,236 @@
+"""The rule lr/schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lorawatch.findings import Adjustment, Breach, Severity
+from lorawatch.records import MetricRow
+from lorawatch.rule import Rule, param, state
+from lorawatch.run import LANGUAGE_MODELLING, Run
+
+
+@dataclass(slots=True)
+class LrSchedule(Rule):
+    """The learning rate in the log does not fit the run: zero, ended early, warming up too long, or begun anew.
+
+    ## Why it matters
+    A schedule is made for a number of steps. When that number is wrong (a changed batch size, a resume, a hand-made
+    scheduler) the rate is 0 long before the end, or still rising when the run is over, and no loss curve says why.
+
+    ## How it decides
+    From the 10th logged rate on; what depends on the run's length only where the steps are known, not reconstructed.
+
+    - Every one of 20 or more logged rates is 0, and the loss has not fallen by 5 %: a warning.
+    - The rate has been below 1 % of its peak for 5 % of the run, and more than 10 % of the steps are left: a warning.
+      Cosine restarts stay below 1 % for less than that.
+    - The rate is still rising, and has been from the start, after 20 % of the run: information; after 50 % a warning.
+    - After a resume, the first rate is less than 30 % of the last one before, and the second higher again: a warning,
+      for the schedule began anew. More than 1.5 times as high, when it was falling before: information, for a longer
+      `num_train_epochs` stretches the schedule in the same way.
+    - No warm-up, with a rate of 2e-4 or more: information. Told from the facts, or from a rate of at least 90 % of
+      the peak in the first 2 steps.
+
+    ## What to change
+    Make the schedule fit: the steps that the scheduler was made for must be those of the run. `warmup_steps` of 3 to
+    10 % of the run. On a resume, restore `scheduler.pt` and `optimizer.pt`.
+
+    ## Known false alarms
+    A log that prints the rate with four decimals shows 2e-5 as 0.0000; that is why the loss is looked at. A one-cycle
+    schedule that rises for 30 % of the run on purpose.
+
+    ## Sources
+    Unsloth's guide: warm up for 5 to 10 %. On the public runs nothing fires as a warning on a healthy run of high
+    confidence; one of medium confidence does (a warm-up of 500 of its 555 steps). A cosine is below 1 % of its peak
+    only in the last 6.4 % of its cycle, a linear decay in the last 1 %.
+    """
+
+    id: ClassVar[str] = "lr/schedule"
+    title: ClassVar[str] = "The learning-rate schedule does not fit the run"
+    severity: ClassVar[Severity] = Severity.WARNING
+    needs: ClassVar[tuple[str, ...]] = ("learning_rate",)
+    min_points: ClassVar[int] = 10
+
+    release: int = param(5, unit="logs", help="Calm logs in a row before it resolves.")
+    ended: float = param(0.01, unit="ratio", help="Share of the peak below which the schedule has ended.")
+    left: float = param(0.10, unit="ratio", help="Share of the run that must be left for that to matter.")
+    stay: float = param(0.05, unit="ratio", help="Share of the run that the rate must stay there.")
+    warmup: float = param(0.20, unit="ratio", help="Share of the run after which a rising rate is worth a word.")
+    long_warmup: float = param(0.50, unit="ratio", help="Share of the run after which it is a warning.")
+    cold: float = param(2e-4, unit="learning rate", help="Rate from which a run without warm-up is worth a word.")
+    count: int = state(int)
+    previous: float = state(float)
+    peak: float = state(float)
+    rising: bool = state(lambda: True)
+    low_since: int = state(lambda: -1)
+    before_resume: float = state(float)
+    was_falling: bool = state(bool)
+    resumed: int | None = state(lambda: None)
+    after: int = state(int)
+    first_after: float = state(float)
+    restart: Breach | None = state(lambda: None)
+    hot_start: bool = state(bool)
+
+    def judge(self, row: MetricRow, run: Run) -> Breach | None:
+        """Follow the rate; look closer where it is low, rising late, or after a resume."""
+        rate = row.values["learning_rate"]
+        if not rate >= 0.0:
+            return None
+        self.count = count = self.count + 1
+        previous, self.previous = self.previous, rate
+        if run.resumed_step is not self.resumed:
+            self.resumed, self.after = run.resumed_step, 0
+            self.before_resume, self.was_falling = previous, previous < self.peak
+        if self.resumed is not None and self.after < 5:
+            self._resumed(rate, run)
+        peak = self.peak
+        if rate > peak:
+            self.peak = rate
+            self.low_since = -1
+            if self.rising and count > 10:
+                return self._rising(row, rate, run) or self.restart
+            if count == 1 and rate >= self.cold and row.step is not None and row.step <= 2 and not row.estimated:
+                self.hot_start = True
+            return self.restart
+        if rate < previous:
+            self.rising = False
+        if rate <= self.ended * peak:
+            return self._low(row, rate, run) or self.restart
+        self.low_since = -1
+        if count <= 100 and peak >= self.cold and count >= 10:
+            return self.restart or self._cold(run)
+        return self.restart
+
+    def _low(self, row: MetricRow, rate: float, run: Run) -> Breach | None:
+        if self.peak == 0.0:
+            loss = run.loss
+            if self.count < 20 or (loss.count >= 5 and loss.fast < 0.95 * loss.initial):
+                return None
+            return Breach(
+                f"the learning rate is 0 in all {self.count} logs: the optimizer changes nothing",
+                {"learning_rate": 0.0, "logs": self.count, "case": "zero"},
+            )
+        total = run.max_steps
+        if total is None or row.step is None or row.estimated:
+            return None
+        if self.low_since < 0:
+            self.low_since = run.step
+        if run.step - self.low_since < self.stay * total or total - run.step <= self.left * total:
+            return None
+        return Breach(
+            f"the learning rate is {rate:.2g}, below {100 * self.ended:.0f} % of its peak of {self.peak:.2g}, since "
+            f"step {self.low_since}, with {total - run.step} of {total} steps left",
+            {"learning_rate": rate, "peak": self.peak, "low_since_step": self.low_since, "max_steps": total,
+             "case": "ended"},
+        )  # fmt: skip
+
+    def _rising(self, row: MetricRow, rate: float, run: Run) -> Breach | None:
+        total = run.max_steps
+        if total is None or row.step is None or row.estimated or run.step <= self.warmup * total:
+            return None
+        share = run.step / total
+        return Breach(
+            f"the learning rate still rises at step {run.step} of {total} ({100 * share:.0f} % of the run): the "
+            "warm-up is too long",
+            {"learning_rate": rate, "step": run.step, "max_steps": total, "case": "warmup"},
+            None if share > self.long_warmup else Severity.INFO,
+        )
+
+    def _resumed(self, rate: float, run: Run) -> None:
+        self.after += 1
+        before = self.before_resume
+        if not before > 0.0:
+            return
+        if self.after == 1:
+            self.first_after = rate
+            self.restart = None
+            if self.was_falling and rate > 1.5 * before:
+                self.restart = Breach(
+                    f"after the resume at step {self.resumed} the learning rate is {rate:.2g}; before it was "
+                    f"{before:.2g} and falling: the schedule began anew, or was stretched to more steps",
+                    {"learning_rate": rate, "before_resume": before, "resumed_step": self.resumed, "case": "resume"},
+                    Severity.INFO,
+                )
+        elif self.after == 2 and self.first_after < 0.3 * before and rate > self.first_after:
+            self.restart = Breach(
+                f"after the resume at step {self.resumed} the learning rate warms up again ({self.first_after:.2g}, "
+                f"{rate:.2g}; before it was {before:.2g}): the scheduler's state was not restored",
+                {"learning_rate": rate, "before_resume": before, "resumed_step": self.resumed, "case": "resume"},
+            )
+
+    def _cold(self, run: Run) -> Breach | None:
+        if run.kind not in LANGUAGE_MODELLING:
+            return None
+        if not self.hot_start:
+            steps, ratio = run.number("warmup_steps"), run.number("warmup_ratio")
+            if steps is None or steps > 0 or (ratio is not None and ratio > 0):
+                return None
+        return Breach(
+            f"no warm-up: the learning rate starts at its peak of {self.peak:.2g}",
+            {"peak": self.peak, "case": "cold"},
+            Severity.INFO,
+        )
+
+    def advise(self, breach: Breach, run: Run) -> list[Adjustment]:
+        """By the case: what makes the schedule fit."""
+        case, rate = breach.evidence["case"], run.number("learning_rate")
+        total = run.max_steps
+        if case == "zero":
+            return [
+                Adjustment(
+                    "learning_rate", current=rate if rate is not None else 0.0,
+                    proposed=rate or 2e-4, direction="up", confidence="medium",
+                    why="with a rate of 0 nothing is learnt; 2e-4 is TRL's value for LoRA fine-tuning"
+                    if not rate
+                    else f"the log shows 0 where {rate:g} is configured: the scheduler does not pass it on",
+                ),
+                Adjustment(
+                    "", proposed="look at the scheduler: trainer.lr_scheduler.get_last_lr(), and the number of steps "
+                    "it was made for", apply="check", confidence="high",
+                    why="a scheduler made for 0 or 1 steps, or stepped once too often, gives 0 throughout",
+                ),
+            ]  # fmt: skip
+        if case == "ended":
+            made_for = breach.evidence["low_since_step"]
+            return [
+                Adjustment(
+                    "max_steps", current=total, proposed=made_for, direction="down", confidence="medium",
+                    apply="check",
+                    why=f"the schedule is over at about step {made_for}: stop there, the rest trains nothing",
+                ),
+                Adjustment(
+                    "", proposed=f"or make the schedule for {total} steps: num_training_steps of a scheduler made by "
+                    "hand counts optimizer steps, not micro-batches", apply="check", confidence="medium",
+                    why="a changed batch size, accumulation or number of GPUs moves the end of the schedule",
+                ),
+            ]  # fmt: skip
+        if case == "warmup":
+            return [
+                Adjustment(
+                    "warmup_steps", current=run.number("warmup_steps") or run.number("warmup_ratio"), proposed=0.05,
+                    direction="down", confidence="high",
+                    why="3 to 10 % of the run is enough for LoRA; a fraction scales with the run's length",
+                )
+            ]  # fmt: skip
+        if case == "cold":
+            return [
+                Adjustment(
+                    "warmup_steps", current=run.number("warmup_steps"), proposed=0.03, direction="up",
+                    confidence="low",
+                    why="Adam's first steps are its least certain; 3 to 10 % of warm-up costs next to nothing. If the "
+                    "loss falls smoothly, leave it",
+                )
+            ]  # fmt: skip
+        return [
+            Adjustment(
+                "", proposed="resume with trainer.train(resume_from_checkpoint=…) from a folder that holds "
+                "scheduler.pt and optimizer.pt, and the same num_train_epochs", apply="check", confidence="high",
+                why="without them the warm-up, the peak rate and Adam's first steps come again on a trained adapter",
+            ),
+            Adjustment(
+                "save_only_model", current=run.fact("save_only_model"), proposed=False, apply="resume",
+                confidence="medium", why="save_only_model=True leaves optimizer and scheduler out of the checkpoint",
+                cost="checkpoints about three times as large",
+            ),
+        ]  # fmt: skip
