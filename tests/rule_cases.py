@@ -11,6 +11,7 @@ A fixture has one ``[[case]]`` per sentence::
     train.loss = "2.5>1.2 x60 ~0.05, 1.2>5 x40" # a series, in segments
     train.grad_norm = "1 x100 ~0.1"
     eval.eval_loss = "2.2>1.5 x6, 1.5>2.0 x4"   # spread evenly over the train rows, the last at the end
+    seconds = 2.0                               # rows carry a time: this much a train row, plus eval_runtime
     events = [{ at = 50, event = "resumed" }]   # before the 50th train row (counted from 0)
     fires = { between = [650, 800], severity = "critical" }   # or: quiet = true / abstains = true
     adjusts = ["learning_rate"]                 # parameters that its advice must name, in this order
@@ -30,6 +31,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+
+import msgspec
 
 from lorawatch.engine import Engine
 from lorawatch.records import Event, FactUpdate, LifecycleEvent, MetricRow, Record
@@ -95,6 +98,8 @@ class Case:
         per_epoch = self.spec.get("rows_per_epoch", max(rows, 1))
         events = {item["at"]: item for item in self.spec.get("events", [])}
         done = 0
+        seconds = self.spec.get("seconds")
+        clock = 0.0
         for index in range(rows):
             step = (index + 1) * every
             if index in events:
@@ -104,10 +109,13 @@ class Case:
                 name: value for name, column in train.items() if index < len(column)
                 and (value := column[index]) is not None
             }  # fmt: skip
+            clock += seconds or 0.0
             if values:
-                yield MetricRow(step, values, epoch=(index + 1) / per_epoch)
+                yield MetricRow(step, values, (index + 1) / per_epoch, clock if seconds else None)
             while eval_rows and (done + 1) * rows <= (index + 1) * eval_rows:
-                yield _eval_row(evals, done, step, (index + 1) / per_epoch)
+                row = _eval_row(evals, done, step, (index + 1) / per_epoch)
+                clock += row.values.get("eval_runtime", 0.0)
+                yield msgspec.structs.replace(row, time=clock) if seconds else row
                 done += 1
         for index in range(done, eval_rows):
             yield _eval_row(evals, index, (index + 1) * every, float(index + 1))
