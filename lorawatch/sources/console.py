@@ -78,7 +78,7 @@ class ConsoleSource(LineSource):
         first, last_raw = parts[0], b""
         for raw, values, gap in zip(dicts, decode_dicts(dicts), parts[::2], strict=False):
             # The usual case, worth 1 µs a row: nothing before it but bars of this run, the last where the row is due.
-            if every and gap[-1:] in _ENDS and gap.count(b"\n") <= 1 and gap is not first:
+            if every and gap[-1:] in b"\r\n" and gap.count(b"\n") <= 1 and gap is not first:
                 at = gap.rfind(needle)
                 number = gap[gap.rfind(b" ", 0, at) + 1 : at] if at > 0 else b""
                 if number.isdigit() and int(number) == step + every and values and "loss" in values:
@@ -277,6 +277,5 @@ class ConsoleSource(LineSource):
         self._gap.restore(state["gap"])
 
 
-_ENDS = frozenset((b"\n", b"\r"))
 _PLAIN_STATE = ("_kaggle", "_last_bar", "_told_every", "_told_total", "_plain_last", "_plain_first")
 _BYTES_STATE = ("_carry", "_host", "_last_raw")

@@ -129,7 +129,9 @@ def read_bar(segment: bytes) -> Bar | None:
     return Bar(int(found[1]), int(found[2]), title[-200:], _postfix(inside) if b"oss" in inside else {}, found.end())
 
 
-_POSTFIX = re.compile(rb"[,\[] ?([A-Za-z][\w/]{0,40})\s?[=: ]\s?(" + _NUMBER.encode() + rb")(?=[,\]\s]|\Z)", re.IGNORECASE)
+_POSTFIX = re.compile(
+    rb"[,\[] ?([A-Za-z][\w/]{0,40})\s?[=: ]\s?(" + _NUMBER.encode() + rb")(?=[,\]\s]|\Z)", re.IGNORECASE
+)
 
 
 def _postfix(inside: bytes) -> dict[str, float]:

@@ -14,8 +14,10 @@ from typing import Any
 
 from lorawatch.source import SourceError
 
-CHUNK = 1 << 20
-"""Bytes read at once; a line longer than this is skipped."""
+CHUNK = 1 << 18
+"""Bytes read and parsed at once. What a MiB decodes to no longer fits the cache, and costs 5 % more."""
+LINE_LIMIT = 1 << 20
+"""Bytes of the longest line that is read; a longer one is skipped and counted."""
 _SAMPLE = 256
 """Bytes compared at the head, and before the offset, to see whether a file is still the one that was read."""
 _SIBLINGS = 2_000
@@ -69,21 +71,27 @@ class FileFollower:
 
     Attributes:
         path: The file.
-        skipped_lines: Lines left out because they were longer than a chunk.
+        skipped_lines: Lines left out because they were longer than the limit.
         replacements: How often the file was found truncated or replaced.
     """
 
-    def __init__(self, path: Path, *, chunk: int = CHUNK, split_returns: bool = False) -> None:
-        """Args:
-        path: The file to follow.
-        chunk: Bytes read at once, which is also the longest line.
-        split_returns: A line that is too long may be cut at a ``\\r``: the progress bars of a whole run can stand
-            in one line.
+    def __init__(
+        self, path: Path, *, chunk: int = CHUNK, line_limit: int = LINE_LIMIT, split_returns: bool = False
+    ) -> None:
+        """Follow a file.
+
+        Args:
+            path: The file to follow.
+            chunk: Bytes read at once.
+            line_limit: Bytes of the longest line that is read.
+            split_returns: A line that is too long may be cut at a carriage return: the progress bars of a whole run
+                can stand in one line.
         """
         self.path = path
         self.skipped_lines = 0
         self.replacements = 0
-        self._chunk = chunk
+        self._chunk = min(chunk, line_limit)
+        self._line_limit = line_limit
         self._split_returns = split_returns
         self._offset = 0
         self._skipping = False
@@ -93,7 +101,7 @@ class FileFollower:
         self._seen: tuple[int, int] | None = None  # size and mtime at the last look that found nothing
 
     def read(self) -> bytes:
-        """Return the next whole lines, at most one chunk; empty when there are none for now.
+        """Return the next whole lines, at most one chunk of them; empty when there are none for now.
 
         Raises:
             SourceError: the path is no regular file, or is not readable.
@@ -132,7 +140,7 @@ class FileFollower:
         try:
             if self._skipping:
                 return b""
-            tail = _pread(self.path, descriptor, self._chunk, self._offset)
+            tail = _pread(self.path, descriptor, self._line_limit, self._offset)
             self._advance(descriptor, len(tail))
             return tail + b"\n" if tail else b""
         finally:
@@ -151,7 +159,8 @@ class FileFollower:
 
     def resume(self, cursor: dict[str, Any]) -> None:
         """Go on from where ``cursor`` was taken; from the start when the file is another one now."""
-        self._seen = None
+        self._start_over()
+        self.replacements = 0
         self.skipped_lines = int(cursor["skipped_lines"])
         identity = cursor["identity"]
         if identity is None:
@@ -216,7 +225,7 @@ class FileFollower:
             while more and not block:
                 block, more = self._read_from(descriptor)
             if not block and not self._skipping:
-                tail = _pread(rotated, descriptor, self._chunk, self._offset)
+                tail = _pread(rotated, descriptor, self._line_limit, self._offset)
                 self._advance(descriptor, len(tail))
                 block = tail + b"\n" if tail else b""
             return block
@@ -256,6 +265,10 @@ class FileFollower:
             self._advance(descriptor, min(ends) + 1 if ends else len(data))
             return b"", full or bool(ends)
         cut = data.rfind(b"\n") + 1
+        if not cut and full and self._chunk < self._line_limit:
+            data = _pread(self.path, descriptor, self._line_limit, self._offset)
+            full = len(data) == self._line_limit
+            cut = data.rfind(b"\n") + 1
         if not cut and full:
             cut = data.rfind(b"\r") + 1 if self._split_returns else 0
             if not cut:

@@ -5,18 +5,44 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from operator import length_hint
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from lorawatch.records import Record
 from lorawatch.sources.follow import CHUNK, FileFollower
 
 
+class Follower(Protocol):
+    """Reads what was appended to a file, in blocks of whole lines or frames."""
+
+    skipped_lines: int
+    replacements: int
+
+    def read(self) -> bytes:
+        """Return the next block, empty when there is none for now."""
+        ...
+
+    def finish(self) -> bytes:
+        """Return the last line although nothing ends it."""
+        ...
+
+    def cursor(self) -> dict[str, Any]:
+        """Where reading is, as plain JSON."""
+        ...
+
+    def resume(self, cursor: dict[str, Any]) -> None:
+        """Go on from where ``cursor`` was taken."""
+        ...
+
+
 class LineSource:
-    """Follows one file of lines; a sub-class parses blocks of them.
+    """Follows one file of lines or frames; a sub-class parses blocks of them.
 
     A cursor is the state before the current block plus the number of its records that were handed out already. So a
     cursor may be taken at any moment, also half-way through a :meth:`poll`, and costs nothing a record. It relies on
     parsing that does not depend on where a block ends, which the tests demand of every format.
+
+    Attributes:
+        skipped_lines: Lines that looked like metrics and could not be read, or were longer than the limit.
     """
 
     format: ClassVar[str]
@@ -25,17 +51,13 @@ class LineSource:
 
     def __init__(self, path: Path, *, chunk: int = CHUNK) -> None:
         self.path = path
+        self.skipped_lines = 0
         self._bad_lines = 0
-        self._follower = FileFollower(path, chunk=chunk, split_returns=self.split_returns)
+        self._follower = self._follow(path, chunk)
         self._pending: Iterator[Record] = iter(())
         self._before = self._checkpoint()
         self._loaded = 0
         self._to_drop = 0
-
-    @property
-    def skipped_lines(self) -> int:
-        """Lines that looked like metrics and could not be read, or were longer than the limit."""
-        return self._bad_lines + self._follower.skipped_lines
 
     def poll(self) -> Iterable[Record]:
         """Yield the records that appeared since the last call; empty while the file is absent.
@@ -48,6 +70,7 @@ class LineSource:
             self._loaded = 0
             self._before = self._checkpoint()
             block = self._follower.read()
+            self._count()
             if not block:
                 return
             self._load(block)
@@ -76,6 +99,7 @@ class LineSource:
         self._to_drop = 0 if self._follower.replacements else int(cursor["given"])
         self._loaded = 0
         self._before = self._checkpoint()
+        self._count()
 
     def _load(self, block: bytes, last: bool = False) -> None:
         records = self._parse(block) if block else []
@@ -86,9 +110,17 @@ class LineSource:
         self._pending = iter(records[dropped:] if dropped else records)
         # A block may end elsewhere than it did when the cursor was taken: the rest is dropped from the next one.
         self._to_drop -= dropped
+        self._count()
+
+    def _count(self) -> None:
+        self.skipped_lines = self._bad_lines + self._follower.skipped_lines
 
     def _checkpoint(self) -> dict[str, Any]:
         return {"file": self._follower.cursor(), "bad_lines": self._bad_lines, "state": self._state()}
+
+    def _follow(self, path: Path, chunk: int) -> Follower:
+        """Return what reads the file."""
+        return FileFollower(path, chunk=chunk, split_returns=self.split_returns)
 
     def _parse(self, block: bytes) -> list[Record]:
         """Return the records of whole lines, in order. Must not depend on how the file was cut into blocks."""

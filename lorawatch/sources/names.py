@@ -44,7 +44,17 @@ _METRICS = {
     "valid/accuracy": "eval_accuracy",
     "accuracy/val": "eval_accuracy",
 }
-STEP_NAMES = ("step", "global_step", "current_steps", "train/global_step", "iter", "iteration", "iteration_num", "_step", "steps")
+STEP_NAMES = (
+    "step",
+    "global_step",
+    "current_steps",
+    "train/global_step",
+    "iter",
+    "iteration",
+    "iteration_num",
+    "_step",
+    "steps",
+)
 EPOCH_NAMES = ("epoch", "train/epoch", "epochs")
 TIME_NAMES = ("timestamp", "_timestamp", "time", "wall_time", "unix_time")
 _CAPITALS = re.compile(r"[A-Z]")
@@ -80,7 +90,6 @@ FACT_ALIASES = {
     "rank": "r",
     "lora_target": "target_modules",
     "lora_target_modules": "target_modules",
-    "use_dora": "use_dora",
     "micro_batch_size": "per_device_train_batch_size",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
     "batch_size": "per_device_train_batch_size",
@@ -105,27 +114,31 @@ FACT_ALIASES = {
 """Spelling in another tool's configuration to the field's name in TrainingArguments or LoraConfig."""
 
 FACT_NAMES = frozenset(
-    """
-    adam_beta1 adam_beta2 adam_epsilon auto_find_batch_size average_tokens_across_devices bf16 bf16_full_eval
-    completion_only_loss assistant_only_loss data_seed dataloader_drop_last dataloader_num_workers ddp_backend
-    ddp_find_unused_parameters deepspeed disable_tqdm do_eval do_train early_stopping_patience eval_accumulation_steps
-    eval_delay eval_on_start eval_steps eval_strategy evaluation_strategy fp16 fp16_full_eval fp16_opt_level fsdp
-    full_determinism gradient_accumulation_steps gradient_checkpointing group_by_length half_precision_backend
-    include_num_input_tokens_seen label_smoothing_factor learning_rate length_column_name load_best_model_at_end
-    local_rank log_level logging_first_step logging_nan_inf_filter logging_steps logging_strategy lr_scheduler_kwargs
-    lr_scheduler_type max_grad_norm max_steps metric_for_best_model greater_is_better neftune_noise_alpha no_cuda
-    num_train_epochs optim optim_args output_dir per_device_eval_batch_size per_device_train_batch_size run_name
-    save_steps save_strategy save_total_limit seed tf32 torch_compile train_batch_size use_cpu use_liger_kernel
-    warmup_ratio warmup_steps weight_decay world_size packing max_seq_length max_length max_prompt_length
-    max_completion_length num_generations beta loss_type epsilon scale_rewards label_pad_token_id padding_free
-    r lora_alpha lora_dropout target_modules modules_to_save bias use_rslora use_dora init_lora_weights rank_pattern
-    alpha_pattern layers_to_transform task_type peft_type peft_version trl_version transformers_version trainer_class
-    vocab_size train_rows eval_rows lora_rank lora_target lr cutoff_len micro_batch_size n_gpu _n_gpu
-    total_train_batch_size trainable_parameters total_parameters model_name_or_path finetuning_type stage
-    quantization_bit load_in_4bit load_in_8bit template dataset torch_dtype dtype model_type hidden_size
-    num_hidden_layers num_attention_heads num_key_value_heads intermediate_size tie_word_embeddings
-    max_position_embeddings best_metric best_model_checkpoint best_global_step max_samples val_size
-    """.split()
+    re.findall(
+        r"\S+",
+        """
+    _n_gpu adam_beta1 adam_beta2 adam_epsilon alpha_pattern assistant_only_loss auto_find_batch_size
+    average_tokens_across_devices best_global_step best_metric best_model_checkpoint beta bf16 bf16_full_eval
+    bias completion_only_loss cutoff_len data_seed dataloader_drop_last dataloader_num_workers dataset
+    ddp_backend ddp_find_unused_parameters deepspeed disable_tqdm do_eval do_train dtype early_stopping_patience
+    epsilon eval_accumulation_steps eval_delay eval_on_start eval_rows eval_steps eval_strategy
+    evaluation_strategy finetuning_type fp16 fp16_full_eval fp16_opt_level fsdp full_determinism
+    gradient_accumulation_steps gradient_checkpointing greater_is_better group_by_length half_precision_backend
+    hidden_size include_num_input_tokens_seen init_lora_weights intermediate_size label_pad_token_id
+    label_smoothing_factor layers_to_transform learning_rate length_column_name load_best_model_at_end
+    load_in_4bit load_in_8bit local_rank log_level logging_first_step logging_nan_inf_filter logging_steps
+    logging_strategy lora_alpha lora_dropout lora_rank lora_target loss_type lr lr_scheduler_kwargs
+    lr_scheduler_type max_completion_length max_grad_norm max_length max_position_embeddings max_prompt_length
+    max_samples max_seq_length max_steps metric_for_best_model micro_batch_size model_name_or_path model_type
+    modules_to_save n_gpu neftune_noise_alpha no_cuda num_attention_heads num_generations num_hidden_layers
+    num_key_value_heads num_train_epochs optim optim_args output_dir packing padding_free peft_type peft_version
+    per_device_eval_batch_size per_device_train_batch_size quantization_bit r rank_pattern run_name save_steps
+    save_strategy save_total_limit scale_rewards seed stage target_modules task_type template tf32
+    tie_word_embeddings torch_compile torch_dtype total_parameters total_train_batch_size train_batch_size
+    train_rows trainable_parameters trainer_class transformers_version trl_version use_cpu use_dora
+    use_liger_kernel use_rslora val_size vocab_size warmup_ratio warmup_steps weight_decay world_size
+    """,
+    )
 )
 """Names that are believed when a log or a file states them."""
 

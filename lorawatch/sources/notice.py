@@ -32,13 +32,15 @@ class FileNotifier:
         pause: Callable[[float], None] = time.sleep,
         observer: Callable[[], Any] | None = None,
     ) -> None:
-        """Args:
-        root: Folder or file; may be missing yet.
-        sweep: Longest wait in seconds.
-        settle: Seconds to wait after a change for more of them.
-        wake: Set when something changed; given by tests.
-        pause: Waits for ``settle``; given by tests.
-        observer: Makes a watchdog observer; given by tests.
+        """Make a notifier; nothing is watched before the first wait.
+
+        Args:
+            root: Folder or file; may be missing yet.
+            sweep: Longest wait in seconds.
+            settle: Seconds to wait after a change for more of them.
+            wake: Set when something changed; given by tests.
+            pause: Waits for ``settle``; given by tests.
+            observer: Makes a watchdog observer; given by tests.
         """
         self.root = root
         self._sweep = sweep
@@ -47,6 +49,7 @@ class FileNotifier:
         self._pause = pause
         self._make_observer = observer or _watchdog_observer
         self._observer: Any = None
+        self._folder: Path | None = None
         self._given_up = False
 
     @property
@@ -80,11 +83,15 @@ class FileNotifier:
             observer.join(timeout=1.0)
 
     def _start(self) -> None:
-        if self._observer is not None or self._given_up:
+        if self._given_up:
             return
         folder = self.root if self.root.is_dir() else self.root.parent
-        if not folder.is_dir():
+        if folder == self._folder or not folder.is_dir():
             return
+        if self._observer is not None:
+            # The root was missing and has appeared: from now on it is watched itself.
+            self._observer.stop()
+            self._observer = None
         try:
             # One recursive watch a root; a single file only needs its folder.
             observer = self._make_observer()
@@ -94,6 +101,7 @@ class FileNotifier:
             self._given_up = True  # out of inotify watches or instances: the sweep has to do
             return
         self._observer = observer
+        self._folder = folder
 
 
 class _Handler:
