@@ -127,6 +127,13 @@ class Engine:
                     return adjustment
         return None
 
+    def renew_advice(self) -> None:
+        """Advise anew on what is firing: more is known now (the peak learning rate, the length) than when it opened."""
+        for watch in self._watches:
+            if watch.finding is not None and watch.worst is not None:
+                self._advise(watch, watch.finding, watch.worst)
+        advice.rank(self.active())
+
     def rule_seconds(self) -> dict[str, float]:
         """Seconds that each rule took so far; zeros unless the engine was made with ``timed``."""
         return {watch.rule.id: watch.seconds for watch in self._watches}
@@ -231,13 +238,17 @@ class Engine:
 
     def _describe(self, watch: _Watch, finding: Finding, breach: Breach) -> None:
         finding.summary, finding.evidence = breach.summary, breach.evidence
+        watch.worst = breach
+        self._advise(watch, finding, breach)
+        advice.rank(self.active())
+
+    def _advise(self, watch: _Watch, finding: Finding, breach: Breach) -> None:
         try:
             proposed = watch.rule.advise(breach, self.run)
         except Exception as error:
             self.rule_errors[watch.rule.id] = f"{type(error).__name__}: {error}"
-            proposed = []
+            return
         finding.adjustments = advice.spell(proposed, self.run)
-        advice.rank(self.active())
 
     def _calm(self, watch: _Watch) -> None:
         watch.breaches = 0

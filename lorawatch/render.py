@@ -187,11 +187,11 @@ def grouped(findings: Iterable[Finding]) -> list[tuple[Finding, list[Finding]]]:
 
 
 def abstained_text(abstained: Iterable[Abstention]) -> list[str]:
-    """Why rules did not judge, a line a reason, the rules that share it together."""
+    """Which rules did not judge and what they miss, the rules that miss the same together."""
     by_reason: dict[str, list[str]] = {}
     for one in abstained:
         by_reason.setdefault("; ".join(one.missing), []).append(one.rule)
-    return [f"{reason}: {', '.join(rules)}" for reason, rules in sorted(by_reason.items())]
+    return [f"{', '.join(rules)} – {reason}" for reason, rules in sorted(by_reason.items())]
 
 
 def run_heading(name: str, run: Run) -> str:
@@ -215,16 +215,16 @@ def engine_text(engine: Engine, *, verbose: bool = False) -> list[str]:
         lines.append(f"{engine.dropped_findings} further findings were dropped")
     abstained = engine.abstained()
     if verbose:
-        lines += [f"abstained – {line}" for line in abstained_text(abstained)]
+        lines += [f"abstained: {line}" for line in abstained_text(abstained)]
     elif abstained:
         lines.append(f"{len(abstained)} rules abstained for want of data (-v says which and why)")
     return lines
 
 
-def judged_text(judged: Judged, *, verbose: bool = False) -> str:
-    """All that ``check`` found, for a person."""
+def watches_text(watches: Iterable[RunWatch], *, verbose: bool = False) -> str:
+    """What was found in each run, for a person; empty when there is none."""
     blocks: list[str] = []
-    for watch in judged.runs:
+    for watch in watches:
         for index, engine in enumerate(watch.engines):
             lines = [run_heading(watch.run_name(index), engine.run)]
             if verbose:
@@ -240,7 +240,7 @@ def judged_text(judged: Judged, *, verbose: bool = False) -> str:
 def _verbose(watch: RunWatch, engine: Engine) -> list[str]:
     lines = [f"path: {printable(watch.path)}"]
     lines += [f"source: {printable(source)}" for source in watch.sources]
-    lines += [f"note: {printable(note)}" for note in watch.files.notes]
+    lines += [f"note: {printable(note)}" for note in (*watch.files.notes, *watch.unread_facts)]
     lines += [
         f"fact: {name} = {value_text(fact.value)}  ({printable(fact.origin)}{', inferred' if fact.inferred else ''})"
         for name, fact in sorted(engine.run.facts.items())

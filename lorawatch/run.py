@@ -278,12 +278,12 @@ class Run:
 
     @property
     def peak_learning_rate(self) -> float | None:
-        """The configured learning rate, or else the highest that was logged."""
+        """The configured learning rate, or else the highest that was logged; None while that one still rises."""
         stated = self.number("learning_rate")
         if stated is not None:
             return stated
         series = self.series.get("learning_rate")
-        if series is None or not series.count:
+        if series is None or not series.count or (self.warming_up and not self.ended):
             return None
         return max(*series.head, *series.recent)
 

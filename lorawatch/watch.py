@@ -21,7 +21,7 @@ from lorawatch.registry import RuleSet
 from lorawatch.run import Run
 from lorawatch.source import Source, SourceError
 from lorawatch.sources.discover import RunFiles, discover
-from lorawatch.sources.facts import read_facts
+from lorawatch.sources.facts import read_fact_file
 
 Listener = Callable[["RunWatch", Change, Finding], None]
 
@@ -49,6 +49,7 @@ class RunWatch:
         self.files = files
         self.engines: list[Engine] = []
         self.listeners: list[Listener] = []
+        self.unread_facts: list[str] = []
         self._rules = rules
         self._timed = timed
         self._starts = [source.cursor() for source in files.sources]
@@ -117,6 +118,9 @@ class RunWatch:
                 self._coverage.add(record)
         self._primary = sources[0] if sources else None
         self._late_rows = 0
+        if finished:
+            for engine in self.engines:
+                engine.renew_advice()
         self._announce()
 
     def poll(self) -> bool:
@@ -187,7 +191,13 @@ class RunWatch:
         if stamps == self._fact_stamps:
             return False
         self._fact_stamps = stamps
-        facts = [update for path in self.files.fact_files for update in read_facts(path)]
+        facts: list[FactUpdate] = []
+        self.unread_facts = []
+        for path in self.files.fact_files:
+            try:
+                facts += read_fact_file(path)
+            except SourceError as error:  # a run is judged without the facts that cannot be read
+                self.unread_facts.append(str(error))
         changed = facts != self._facts
         self._facts = facts
         return changed

@@ -10,7 +10,7 @@ from pathlib import Path
 from lorawatch.cli.options import add_rule_options, settings_of
 from lorawatch.findings import Severity
 from lorawatch.registry import RuleSet
-from lorawatch.render import judged_json, judged_markdown, judged_text, printable
+from lorawatch.render import judged_json, judged_markdown, printable, watches_text
 from lorawatch.watch import Judged, judge
 
 _EPILOG = """\
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     elif options.format == "markdown":
         text = judged_markdown(judged).rstrip("\n")
     else:
-        text = judged_text(judged, verbose=options.verbose)
+        text = watches_text(judged.runs, verbose=options.verbose)
     if text:
         sys.stdout.write(text.encode(sys.stdout.encoding or "utf-8", "replace").decode(sys.stdout.encoding or "utf-8"))
         sys.stdout.write("\n")
