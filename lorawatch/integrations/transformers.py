@@ -1,0 +1,377 @@
+"""``LoraWatchCallback``: lorawatch inside a Hugging Face Trainer, TRL's trainers among them.
+
+It judges the same records by the same engine as ``lorawatch tail`` and ``check`` do, and writes them to
+``lorawatch.jsonl``, from which those two then give the same findings.
+
+It overrides only the five events that it needs: on a step that is not logged it costs what an empty callback costs.
+Order of the Trainer's events: ``_inner_training_loop`` and ``_maybe_log_save_evaluate`` of transformers 5.23
+(``trainer.py``); an action taken at ``on_log`` is acted on at the end of that same step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from numbers import Real
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lorawatch.engine import Change, Engine
+from lorawatch.findings import Finding, Severity
+from lorawatch.integrations.journal import Journal
+from lorawatch.integrations.trainer_facts import collect
+from lorawatch.merge import everything
+from lorawatch.records import Event, FactUpdate, LifecycleEvent, MetricRow, Record
+from lorawatch.registry import RuleSet
+from lorawatch.render import engine_text, finding_text, printable, run_heading
+from lorawatch.run import Run
+from lorawatch.settings import Settings, load_settings, nearest
+from lorawatch.source import SourceError
+from lorawatch.sources.lorawatch_jsonl import LorawatchSource
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers.utils import is_in_notebook  # type: ignore[attr-defined, unused-ignore]
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "LoraWatchCallback needs transformers 4.46 or newer beside lorawatch: pip install transformers", name=error.name
+    ) from error
+
+FILE_NAME = "lorawatch.jsonl"
+ACTIONS = ("none", "save", "stop")
+SAME_ON_EVERY_RANK = frozenset({"sig", "loss", "grad", "lr", "eval", "pref", "rl"})
+"""Families that judge only what the Trainer has gathered from all processes before it logs."""
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _never_raising(method: Method) -> Method:
+    """Guard an event: what fails in it is said once, ends the watch, and never reaches the training loop."""
+
+    def guarded(self: LoraWatchCallback, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:
+            self._step_aside(error)
+            return None
+
+    return guarded  # type: ignore[return-value]
+
+
+class LoraWatchCallback(TrainerCallback):
+    """Watches a training run from inside: ``Trainer(..., callbacks=[LoraWatchCallback()])``.
+
+    At the beginning of training it collects facts (training arguments, LoRA and model configuration, versions); then
+    it judges each row that the Trainer logs, prints a finding as soon as it opens, and at the end a summary. World
+    process zero does this; other processes do nothing, unless ``actions`` asks for something: then each judges the
+    same rows silently, so that all of them stop or save at the same step.
+
+    It never raises into training, synchronises a device, calls a collective, draws a random number or changes a log.
+
+    Args:
+        settings: What to judge by; as ``lorawatch.toml`` and ``LORAWATCH_*`` say when it is not given.
+        config: A ``lorawatch.toml`` to read instead of the one in the working directory.
+        actions: Severity (``info``, ``warning``, ``critical``) to what to do when a finding of it opens: ``stop``
+            training, ``save`` a checkpoint, or ``none``. It also holds for severities above that have no entry of
+            their own. Nothing is done by default.
+        path: Where to write the records; ``lorawatch.jsonl`` in ``args.output_dir`` when it is not given. A further
+            run into the same file begins a new run in it.
+        quiet: Print no findings and no summary, only what keeps lorawatch from working.
+
+    Raises:
+        ValueError: ``actions`` names no severity or no action; or both ``settings`` and ``config`` are given.
+        SettingsError: A setting is wrong.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        config: str | os.PathLike[str] | None = None,
+        actions: Mapping[str, str] | None = None,
+        path: str | os.PathLike[str] | None = None,
+        quiet: bool = False,
+    ) -> None:
+        if settings is not None and config is not None:
+            raise ValueError("give LoraWatchCallback settings or config, not both")
+        self.settings = settings or load_settings(None if config is None else Path(config))
+        self.path = None if path is None else Path(path)
+        self.quiet = quiet
+        self.actions = _checked_actions(actions or {})
+        self._rules = RuleSet(self.settings)
+        self._engine: Engine | None = None
+        self._journal: Journal | None = None
+        self._speaks = False
+        self._several = False
+        self._pending: list[tuple[Change, Finding]] = []
+
+    @property
+    def engine(self) -> Engine | None:
+        """The engine that judges the present run; None before training, and after lorawatch stepped aside."""
+        return self._engine
+
+    @_never_raising
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin to watch: collect facts, and take up the history of a run that resumes."""
+        self._leave()
+        self._speaks = state.is_world_process_zero
+        self._several = args.world_size > 1
+        if not self._speaks and not self.actions:
+            return
+        folder = Path(args.output_dir or ".")
+        run = Run(folder.resolve().name or "run", str(folder))
+        engine = self._engine = Engine(run, self._rules.make())
+        if self._speaks:
+            self._journal = Journal(self.path or folder / FILE_NAME)
+        facts = FactUpdate(collect(args, state, kwargs.get("model"), kwargs.get("train_dataloader")), "callback")
+        now = time.time()
+        if not state.global_step:
+            self._take(LifecycleEvent("started", step=0, time=now), facts)
+        else:
+            self._relive(state, engine)
+            self._take(facts, LifecycleEvent("resumed", step=state.global_step, time=now))
+        engine.listeners.append(self._hear)
+
+    @_never_raising
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Judge what the Trainer has just logged, say what it shows, and act where that was asked for."""
+        if self._engine is None or not logs:
+            return
+        if _is_summary(logs):
+            self._end(state, logs)
+            return
+        row = _row(state.global_step, logs, time.time())
+        if row is not None:
+            self._take(row)
+            if self._pending:
+                self._respond(control)
+
+    @_never_raising
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Note that an evaluation took place."""
+        self._happened("evaluated", state)
+
+    @_never_raising
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Note that a checkpoint was written."""
+        self._happened("saved", state)
+
+    @_never_raising
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Print the summary; rows that are logged later, by ``trainer.evaluate()``, are still judged."""
+        engine = self._engine
+        if engine is None:
+            return
+        if not engine.run.ended:
+            self._end(state, {})
+        if self._speaks and not self.quiet:
+            _say("\n".join([f"lorawatch: {run_heading(engine.run.name, engine.run)}", *engine_text(engine)]))
+        if self._journal is not None:
+            self._journal.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: the settings, never a run that is being watched."""
+        return {name: self.__dict__[name] for name in ("settings", "path", "quiet", "actions")}
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        names = {severity.label: action for severity, action in kept["actions"].items()}
+        self.__init__(kept["settings"], actions=names, path=kept["path"], quiet=kept["quiet"])  # type: ignore[misc]
+
+    def _take(self, *records: Record) -> None:
+        engine = self._engine
+        if engine is None:
+            return
+        self._write(records)
+        for record in records:
+            engine.feed(record)
+
+    def _write(self, records: Iterable[Record]) -> None:
+        if self._journal is None:
+            return
+        try:
+            self._journal.write(records)
+        except OSError as error:
+            path, self._journal = self._journal.path, None
+            _say(
+                f"lorawatch: {printable(path)} cannot be written ({error.strerror or error}): "
+                "this run goes on being judged, but is not recorded"
+            )
+
+    def _relive(self, state: TrainerState, engine: Engine) -> None:
+        """Judge silently what came before the resume: from the file, or else from what the checkpoint remembers.
+
+        With actions in several processes each of them has to judge the same history, so it is the checkpoint's: the
+        file may be within reach of the first process only.
+        """
+        path = None if self._journal is None or (self._several and self.actions) else self._journal.path
+        skipped = None if path is None else _last_run(path)
+        if path is None or skipped is None:
+            known: list[Record] = [LifecycleEvent("started", step=0), *_logged(state)]
+            self._write(known)
+            for record in known:
+                engine.feed(record)
+            return
+        for record in islice(everything(LorawatchSource(path)), skipped, None):
+            engine.feed(record)
+
+    def _happened(self, event: Event, state: TrainerState) -> None:
+        if self._engine is not None:
+            self._take(LifecycleEvent(event, step=state.global_step, time=time.time()))
+
+    def _end(self, state: TrainerState, logs: Mapping[str, Any]) -> None:
+        numbers = ", ".join(f"{name} {value:g}" for name, value in logs.items() if isinstance(value, int | float))
+        self._take(LifecycleEvent("ended", step=state.global_step, time=time.time(), detail=numbers[:300]))
+
+    def _hear(self, change: Change, finding: Finding) -> None:
+        self._pending.append((change, finding))
+
+    def _respond(self, control: TrainerControl) -> None:
+        """Say what the last row changed, and act on it."""
+        changes, self._pending = self._pending, []
+        for change, finding in changes:
+            action = self._action(finding) if change in ("opened", "reopened", "escalated") else "none"
+            if action == "stop":
+                control.should_training_stop = True
+            elif action == "save":
+                control.should_save = True
+            if self._speaks and not self.quiet:
+                text = _change_text(change, finding)
+                if action != "none":
+                    text += f"\n    done:  {_DONE[action]}, as actions asks for {finding.severity.label} findings"
+                if text:
+                    _say(text)
+
+    def _action(self, finding: Finding) -> str:
+        if self._several and finding.rule.partition("/")[0] not in SAME_ON_EVERY_RANK:
+            return "none"  # the processes could disagree, and one that stops alone leaves the others hanging
+        levels = [severity for severity in self.actions if severity <= finding.severity]
+        return self.actions[max(levels)] if levels else "none"
+
+    def _leave(self) -> None:
+        """Let go of the run that is being watched."""
+        journal, self._journal = self._journal, None
+        self._engine, self._pending = None, []
+        if journal is not None:
+            journal.close()
+
+    def _step_aside(self, error: Exception) -> None:
+        try:
+            step = "" if self._engine is None else f" at step {self._engine.run.step}"
+            self._leave()
+            if self._speaks:
+                _say(
+                    f"lorawatch: failed{step} and steps aside, training goes on: "
+                    f"{type(error).__name__}: {printable(error)}"
+                )
+        except Exception:  # noqa: S110  (nothing is left that could be told to anyone)
+            pass
+
+
+_DONE = {"stop": "training stops after this step", "save": "a checkpoint is saved after this step"}
+
+
+def _checked_actions(actions: Mapping[str, str]) -> dict[Severity, str]:
+    checked: dict[Severity, str] = {}
+    for label, action in actions.items():
+        if action not in ACTIONS:
+            raise ValueError(
+                f"actions[{label!r}]: unknown action {action!r}{nearest(str(action), ACTIONS)} "
+                f"Use one of {', '.join(ACTIONS)}."
+            )
+        try:
+            checked[Severity.parse(label)] = action
+        except (ValueError, AttributeError):
+            labels = [severity.label for severity in Severity]
+            raise ValueError(
+                f"actions: unknown severity {label!r}{nearest(str(label), labels)} Use one of {', '.join(labels)}."
+            ) from None
+    return checked if set(checked.values()) - {"none"} else {}
+
+
+def _is_summary(logs: Mapping[str, Any]) -> bool:
+    """Whether this is the Trainer's last word. With token counts on, each training row holds ``train_runtime`` too."""
+    return "train_runtime" in logs and "loss" not in logs
+
+
+def _row(step: int, logs: Mapping[str, Any], now: float | None) -> MetricRow | None:
+    """The numbers of one logged row. Tensors are left out: to read one would wait for the device."""
+    values: dict[str, float] = {}
+    epoch: float | None = None
+    for name, value in logs.items():
+        if type(value) is not float:
+            if isinstance(value, bool) or not isinstance(value, Real):
+                continue
+            value = float(value)  # noqa: PLW2901
+        if name == "epoch":
+            epoch = value
+        elif name != "step":
+            values[name] = value
+    return MetricRow(step, values, epoch, now) if values else None
+
+
+def _last_run(path: Path) -> int | None:
+    """How many records stand before the last run of a ``lorawatch.jsonl``; None when that run holds no rows."""
+    first, rows = 0, 0
+    try:
+        for index, record in enumerate(everything(LorawatchSource(path))):
+            if isinstance(record, MetricRow):
+                rows += 1
+            elif isinstance(record, LifecycleEvent) and record.event == "started":
+                first, rows = index, 0
+    except SourceError:
+        return None  # writing to it will fail too, and say so
+    return first if rows else None
+
+
+def _logged(state: TrainerState) -> Iterator[MetricRow]:
+    """The rows that a resumed run's checkpoint remembers, as far as it went."""
+    for entry in state.log_history:
+        step = entry.get("step")
+        if _is_summary(entry) or not isinstance(step, int):
+            continue
+        row = _row(step, entry, None)
+        if row is not None:
+            yield row
+
+
+def _change_text(change: Change, finding: Finding) -> str:
+    """What a person is told when a finding changes; empty for what only moves it under another."""
+    if change == "folded":
+        return ""
+    if change == "rule-error":
+        return f"lorawatch: {printable(finding.summary)}"
+    if change == "resolved":
+        return f"lorawatch: resolved at step {finding.resolved_step}: {finding.title} [{finding.rule}]"
+    if not finding.is_root:
+        return f"lorawatch: {finding.title} [{finding.rule}] at step {finding.last_step}, with {finding.incident}"
+    first = next((item for item in finding.adjustments if item.next), None) or next(iter(finding.adjustments), None)
+    shown = dataclasses.replace(finding, adjustments=[] if first is None else [first])
+    return f"lorawatch: {finding_text(shown)}"
+
+
+def _say(text: str) -> None:
+    """Show ``text`` above the progress bar; a stream that is closed or full is no reason to trouble a run."""
+    try:
+        if is_in_notebook():
+            sys.stdout.write(f"{text}\n")
+            return
+        from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # noqa: PLC0415  (comes with transformers; the bar is its own)
+
+        tqdm.write(text, file=sys.stderr)
+    except Exception:  # noqa: S110
+        pass
