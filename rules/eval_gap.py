@@ -24,7 +24,8 @@ class EvalGap(Rule):
     At each evaluation the training loss is the mean of the losses logged since the evaluation before (the last 32 at
     most). Gap: (evaluation - training) / evaluation. Either of two:
 
-    - From the 4th evaluation: the gap is more than 0.3 above that of the first, and the evaluation has not been
+    - From the 4th evaluation: the gap is more than 0.3 above that of the first (or above 0, where that is
+      negative: the first interval holds the high losses of the start), and the evaluation has not been
       better than its best by 0.1 % for 3 evaluations.
     - From the 2nd evaluation: since the best one the evaluation has risen by 3 % or more, while the training loss has
       fallen by 20 % or more, and the gap is above 0.3.
@@ -88,7 +89,7 @@ class EvalGap(Rule):
         self.evals += 1
         gap = (value - train) / value
         if self.evals == 1:
-            self.first_gap = gap
+            self.first_gap = max(gap, 0.0)  # below 0 it tells of the first training losses, not of the data
         if self.evals == 1 or value < self.best * 0.999:
             self.best, self.best_step, self.best_epoch, self.best_train = value, run.step, row.epoch, train
             self.without_best = 0
@@ -145,7 +146,7 @@ class EvalGap(Rule):
                     cost="the time of the evaluations",
                 )
             )  # fmt: skip
-        if dropout is None or dropout < 0.05:
+        if told["evaluations_without_best"] >= self.lasting and (dropout is None or dropout < 0.05):
             advice.append(
                 Adjustment(
                     "lora_dropout", current=dropout, proposed=0.05, direction="up", confidence="low",

@@ -55,9 +55,9 @@ class EvalOverfit(Rule):
     max(1 %, 3 s), twice in a row; s is the noise of this evaluation, from the second differences of its last 10
     values. Information below 2 %, a warning from there, critical at 5 % when it has been so for 8 evaluations. Every
     `eval_<name>_loss` is judged by itself. An evaluation of fewer than 50 rows (told from its run time and speed) is
-    information at most. Where a task metric, like accuracy or F1, is better than it was at the best loss, the
-    sentence says so, and it never becomes critical: a loss may rise because of a few answers that are wrong with
-    more confidence.
+    information at most. Where a task metric, like accuracy or F1, is better than it was at the best loss (by
+    more than 1 % and its standard error), the sentence says so, and it never becomes critical: a loss may rise
+    because of a few answers that are wrong with more confidence.
 
     ## What to change
     Use the best checkpoint; nothing else brings that quality back. For the next run: fewer epochs, with
@@ -137,7 +137,7 @@ class EvalOverfit(Rule):
             return
         share = rise / best if best > 0 else 1.0
         rows = _rows_of(row.values, name)
-        better = task is not None and curve.best_task is not None and task[1] > curve.best_task + 0.002 * abs(task[1])
+        better = task is not None and curve.best_task is not None and _improved(curve.best_task, task[1], rows)
         severity = None
         if share < self.mild or (rows is not None and rows < self.least_rows):
             severity = Severity.INFO
@@ -247,6 +247,14 @@ def _task_metric(values: dict[str, float]) -> tuple[str, float] | None:
         if name in values:
             return name, -values[name]
     return None
+
+
+def _improved(before: float, now: float, rows: int | None) -> bool:
+    """Whether a task metric is better by more than 1 % and, for a share of known rows, by its standard error."""
+    margin = 0.01 * abs(now)
+    if rows and 0.0 < now < 1.0:
+        margin = max(margin, (now * (1.0 - now) / rows) ** 0.5)
+    return now > before + margin
 
 
 def _rows_of(values: dict[str, float], name: str) -> int | None:

@@ -83,7 +83,8 @@ class GradExplosion(Rule):
             self.huge_streak += 1
         else:
             self.huge_streak = 0
-        if value - self.level > math.log(self.times * self.easing):
+        excess = value - self.level
+        if excess > 0.5 and excess > math.log(self.times * self.easing):
             self.watching = 5
         elif self.watching:
             self.watching -= 1

@@ -99,13 +99,11 @@ class SigHiddenNan(Rule):
 
     def _frozen_norm(self, norm: float, run: Run) -> Breach | None:
         square = norm * norm
-        self.same = self.same + 1 if norm == self.previous and abs(square - round(square)) < 2e-3 else 0
-        self.previous = norm
-        if not self.same:
-            self.streak = 0
+        again, self.previous, self.streak = norm == self.previous, norm, 0
+        if not again or abs(square - round(square)) >= 2e-3:
+            self.same, self.first_step = 0, run.step
             return None
-        if self.same == 1:
-            self.first_step = run.step
+        self.same += 1
         return Breach(
             f"loss is exactly 0 and the gradient norm stands at {norm:.5g}, the square root of {round(square)}: "
             "DeepSpeed writes that for gradients that are not finite",
@@ -135,6 +133,7 @@ class SigHiddenNan(Rule):
         step = breach.evidence["first_step"]
         good = breach.evidence["last_finite_step"]
         where = f"at or before step {good}" if isinstance(good, int) and good >= 0 else f"before step {step}"
+        told = f"from step {good} to" if isinstance(good, int) and good >= 0 else "up to"
         rate, clip = run.peak_learning_rate, run.number("max_grad_norm")
         advice = [
             Adjustment(
@@ -181,8 +180,8 @@ class SigHiddenNan(Rule):
         )  # fmt: skip
         advice.append(
             Adjustment(
-                "", proposed=f"look at the batches of steps {good if isinstance(good, int) and good >= 0 else '…'} to "
-                f"{step}: rows without a trained token, empty rows, rows beyond the model's positions",
+                "", proposed=f"look at the batches {told} step {step}: rows without a trained token, empty rows, "
+                "rows beyond the model's positions",
                 apply="check", confidence="medium",
                 why="a mean over 0 tokens is NaN in any precision, and comes back at the same batch",
             )
