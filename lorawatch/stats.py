@@ -218,11 +218,16 @@ def mann_kendall_z(values: Sequence[float]) -> float:
     return score / math.sqrt(variance)
 
 
+def _squares(values: Sequence[float], mean: float) -> float:
+    """Sum of squared distances from ``mean``: infinite where ``**`` would raise for very large values."""
+    return sum((value - mean) * (value - mean) for value in values)
+
+
 def welch_t(before: Sequence[float], after: Sequence[float]) -> float:
     """Welch's t of the fall from ``before`` to ``after``: positive when the mean fell. Infinite for noiseless falls."""
     mean_before, mean_after = sum(before) / len(before), sum(after) / len(after)
-    variance_before = sum((value - mean_before) ** 2 for value in before) / max(len(before) - 1, 1)
-    variance_after = sum((value - mean_after) ** 2 for value in after) / max(len(after) - 1, 1)
+    variance_before = _squares(before, mean_before) / max(len(before) - 1, 1)
+    variance_after = _squares(after, mean_after) / max(len(after) - 1, 1)
     error = math.sqrt(variance_before / len(before) + variance_after / len(after))
     fall = mean_before - mean_after
     if error == 0.0:

@@ -70,7 +70,7 @@ class EvalCost(Rule):
         self.evals += 1
         self.all_spent += seconds
         speed = values.get("eval_samples_per_second")
-        if speed is not None and speed > 0.0:
+        if speed is not None and 0.0 < speed < 1e9:
             self.rows = speed * seconds
         if row.time is None:
             return None

@@ -79,13 +79,13 @@ class SigFp16Scaler(Rule):
                 self.name = ""
         norm = values.get("grad_norm", 0.0)
         scale = values.get(self.name, 0.0) if self.name else 0.0
-        if not scale > 0.0:
+        if not 0.0 < scale < math.inf:
             if norm - norm == 0.0:
                 return self._count(run, None, 0) if self.skips else None
             loss = values.get("loss", 0.0)
             return self._count(run, None, 1 if 0.0 < abs(loss) < math.inf else 0)
         before, self.scale = self.scale, scale
-        halvings = round(math.log2(before / scale)) if before > scale > 0.0 else 0
+        halvings = round(math.log2(before) - math.log2(scale)) if before > scale else 0
         if halvings or self.skips or scale < self.low:
             return self._count(run, scale, halvings)
         return None

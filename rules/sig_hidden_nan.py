@@ -72,7 +72,7 @@ class SigHiddenNan(Rule):
         values = row.values
         norm = values["grad_norm"]
         if norm - norm == 0.0 and norm >= 0.0:  # finite, without a call; DeepSpeed writes -1 for NaN
-            if values["loss"] == 0.0 and norm > 0.9:
+            if values["loss"] == 0.0 and 0.9 < norm < 100.0:
                 return self._frozen_norm(norm, run)
             self.streak = self.same = 0
             self.previous = norm

@@ -126,9 +126,11 @@ class SigNan(Rule):
             evidence = {"metric": name, name: value, "grad_norm": norm, "loss": loss,
                         "last_finite_step": self.last_finite if self.last_finite >= 0 else None}  # fmt: skip
             if broken:
+                beside = [
+                    f"{metric} {last:g}" for metric, last in (("loss", loss), ("grad_norm", norm)) if last is not None
+                ]
                 found = Breach(
-                    f"{name} is {value:g}, and the training log beside it is broken too (loss {loss:g}"
-                    + (f", gradient norm {norm:g})" if norm is not None else ")"),
+                    f"{name} is {value:g}, and the training log beside it is broken too ({', '.join(beside)})",
                     evidence | {"case": "dead"},
                 )
             else:
