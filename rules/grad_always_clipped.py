@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.records import MetricRow
+from lorawatch.remedies import lower_rate
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import Run
 
@@ -82,7 +83,7 @@ class GradAlwaysClipped(Rule):
 
     def advise(self, breach: Breach, run: Run) -> list[Adjustment]:
         """Nothing, or a higher clip."""
-        usual, rate = breach.evidence["median_grad_norm"], run.peak_learning_rate
+        usual = breach.evidence["median_grad_norm"]
         return [
             Adjustment(
                 "", proposed="no action while the loss falls well", apply="check", confidence="high",
@@ -94,9 +95,8 @@ class GradAlwaysClipped(Rule):
                 why="clips the rare large step again, and lets batches differ in weight",
                 cost="spikes pass with more force",
             ),
-            Adjustment(
-                "learning_rate", current=rate, proposed=float(f"{rate / 2:.2g}") if rate else "half of it",
-                direction="down", confidence="low",
-                why="if the loss is unsteady as well: large norms throughout mean steep places",
+            lower_rate(
+                run, 2, "if the loss is unsteady as well: large norms throughout mean steep places", confidence="low",
+                apply="restart",
             ),
         ]  # fmt: skip

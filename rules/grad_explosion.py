@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.records import MetricRow
+from lorawatch.remedies import clip_gradients, lower_rate
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import REINFORCEMENT, Kind, Run
 
@@ -127,22 +128,18 @@ class GradExplosion(Rule):
 
     def advise(self, breach: Breach, run: Run) -> list[Adjustment]:
         """A lower rate from the checkpoint before; a tighter clip; the batch."""
-        since, rate, clip = breach.evidence["since_step"], run.peak_learning_rate, run.number("max_grad_norm")
+        since = breach.evidence["since_step"]
         advice = [
-            Adjustment(
-                "learning_rate", current=rate, proposed=float(f"{rate / 3:.2g}") if rate else "a third of it",
-                direction="down", confidence="medium", apply="resume",
-                why=f"the gradients grow since step {since}; resume from a checkpoint before it with a lower rate",
-                cost="the steps since that checkpoint",
+            lower_rate(
+                run, 3, f"the gradients grow since step {since}; resume from a checkpoint before it with a lower rate",
+                confidence="medium", cost="the steps since that checkpoint",
             )
         ]  # fmt: skip
-        if clip is None or clip > 0.3 or clip == 0.0:
-            advice.append(
-                Adjustment(
-                    "max_grad_norm", current=clip, proposed=0.3, direction="down", confidence="medium", apply="resume",
-                    why="limits what each step can do, not its direction: beside a lower rate, not in place of it",
-                )
-            )  # fmt: skip
+        clip = clip_gradients(
+            run, "limits what each step can do, not its direction: beside a lower rate, not in place of it"
+        )
+        if clip is not None:
+            advice.append(clip)
         advice.append(
             Adjustment(
                 "", proposed=f"look at the batches from step {since} on, and at what changed there: data, a resume, "

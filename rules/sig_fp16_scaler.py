@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.records import MetricRow
+from lorawatch.remedies import lower_rate
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import Run
 
@@ -115,16 +116,14 @@ class SigFp16Scaler(Rule):
 
     def advise(self, breach: Breach, run: Run) -> list[Adjustment]:
         """bf16; else a lower rate and fp32 adapter weights."""
-        rate = run.peak_learning_rate
         return [
             Adjustment(
                 "bf16", current=run.fact("bf16"), proposed=True, confidence="high", apply="resume",
                 why="bf16 has the range of fp32 and needs no scaler (Ampere GPU or newer; set fp16=False with it)",
             ),
-            Adjustment(
-                "learning_rate", current=rate, proposed=float(f"{rate / 2:.2g}") if rate else "half of it",
-                direction="down", confidence="medium", apply="resume",
-                why="smaller steps keep the activations, and with them the gradients, in fp16's range",
+            lower_rate(
+                run, 2, "smaller steps keep the activations, and with them the gradients, in fp16's range",
+                confidence="medium",
             ),
             Adjustment(
                 "", proposed="make sure that the LoRA weights are in fp32: get_peft_model(..., "

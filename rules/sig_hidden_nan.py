@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.records import MetricRow
+from lorawatch.remedies import clip_gradients, lower_rate
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import REINFORCEMENT, Run
 
@@ -134,7 +135,6 @@ class SigHiddenNan(Rule):
         good = breach.evidence["last_finite_step"]
         where = f"at or before step {good}" if isinstance(good, int) and good >= 0 else f"before step {step}"
         told = f"from step {good} to" if isinstance(good, int) and good >= 0 else "up to"
-        rate, clip = run.peak_learning_rate, run.number("max_grad_norm")
         advice = [
             Adjustment(
                 "", proposed=f"stop the run and take the last checkpoint {where}; before resuming, look for NaN in "
@@ -157,19 +157,14 @@ class SigHiddenNan(Rule):
                 )
             )  # fmt: skip
         advice.append(
-            Adjustment(
-                "learning_rate", current=rate, proposed=float(f"{rate / 3:.2g}") if rate else "a third of it",
-                direction="down", confidence="medium", apply="resume",
-                why="too high a rate is the other common cause; a third leaves the danger zone and costs little",
+            lower_rate(
+                run, 3, "too high a rate is the other common cause; a third leaves the danger zone and costs little",
+                confidence="medium",
             )
         )  # fmt: skip
-        if clip is None or clip > 0.3 or clip == 0.0:
-            advice.append(
-                Adjustment(
-                    "max_grad_norm", current=clip, proposed=0.3, direction="down", confidence="medium", apply="resume",
-                    why="limits the large gradients that come before a NaN; a NaN itself passes through any clip",
-                )
-            )  # fmt: skip
+        clip = clip_gradients(run, "limits the large gradients that come before a NaN; a NaN itself passes any clip")
+        if clip is not None:
+            advice.append(clip)
         advice.append(
             Adjustment(
                 "logging_nan_inf_filter", current=run.fact("logging_nan_inf_filter"), proposed=False,

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.records import MetricRow
+from lorawatch.remedies import clip_gradients, lower_rate
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import Run
 
@@ -41,8 +42,8 @@ class SigNan(Rule):
 
     ## Sources
     Measured in Trainer runs: with the filter off one NaN loss stays in `tr_loss` and each later loss reads NaN with
-    finite gradients; with all labels masked `eval_loss` is NaN. Of the public runs two log a NaN loss or eval loss,
-    and both are failures. In TRL a NaN forward pass also logs `entropy: nan` and `mean_token_accuracy: 0`.
+    finite gradients; with all labels masked `eval_loss` is NaN. Of the public runs one logs a NaN evaluation loss,
+    and it is a failure; none logs a NaN training loss, which the default filter hides. In TRL a NaN forward pass also logs `entropy: nan` and `mean_token_accuracy: 0`.
     """
 
     id: ClassVar[str] = "sig/nan"
@@ -173,7 +174,6 @@ class SigNan(Rule):
                     why="the batch that gave the NaN comes back in the next epoch",
                 ),
             ]  # fmt: skip
-        rate, clip = run.peak_learning_rate, run.number("max_grad_norm")
         where = f"at or before step {good}" if good is not None else "that is clean, or from the base model"
         advice = [
             Adjustment(
@@ -193,17 +193,12 @@ class SigNan(Rule):
                 )
             )  # fmt: skip
         advice.append(
-            Adjustment(
-                "learning_rate", current=rate, proposed=float(f"{rate / 3:.2g}") if rate else "a third of it",
-                direction="down", confidence="medium", apply="resume",
-                why="too high a rate is the other common cause; a third leaves the danger zone and costs little",
+            lower_rate(
+                run, 3, "too high a rate is the other common cause; a third leaves the danger zone and costs little",
+                confidence="medium",
             )
         )  # fmt: skip
-        if clip is None or clip > 0.3 or clip == 0.0:
-            advice.append(
-                Adjustment(
-                    "max_grad_norm", current=clip, proposed=0.3, direction="down", confidence="medium", apply="resume",
-                    why="limits the large gradients that come before a NaN; a NaN itself passes through any clip",
-                )
-            )  # fmt: skip
+        clip = clip_gradients(run, "limits the large gradients that come before a NaN; a NaN itself passes any clip")
+        if clip is not None:
+            advice.append(clip)
         return advice
