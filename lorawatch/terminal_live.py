@@ -1,0 +1,211 @@
+"""The live view: the whole screen, redrawn when something is new, at most once a second.
+
+It owns no thread and no timer: whoever watches calls :meth:`LiveView.update` after each look at the files. A redraw
+for rows alone waits until a second has passed since the last one; a finding that opens is drawn at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from lorawatch import terminal_panels as panels
+from lorawatch.engine import Change
+from lorawatch.exporter import Watched, Watching
+from lorawatch.findings import Finding, Severity
+from lorawatch.terminal_history import RunHistory
+from lorawatch.terminal_text import (
+    BOLD,
+    DIM,
+    NEXT,
+    PLAIN,
+    SEVERITY_STYLES,
+    Part,
+    clean,
+    duration,
+    line,
+    spread,
+    wrapped,
+)
+
+_REDRAW_SECONDS = 1.0
+_CLOCK_SECONDS = 5.0
+"""How often the age of the last row is brought up to date while nothing else happens."""
+_MAX_WIDTH = 132
+_MIN_WIDTH = 18
+"""A terminal that is narrower still cuts the lines off."""
+_MAX_CURVE = 14
+_MIN_CURVE = 4
+_MAX_HISTORIES = 64
+
+
+class LiveView:
+    """Shows one run in full and the others in a line each.
+
+    Args:
+        console: Where to draw; a real terminal.
+        metrics_address: Where ``/metrics`` is, to be shown; ``""`` when it is not served.
+        clock: Unix time in seconds; only for the age of the last row and to limit redraws, never for a judgement.
+    """
+
+    def __init__(self, console: Console, metrics_address: str = "", clock: Callable[[], float] = time.time) -> None:
+        self._console = console
+        self._address = metrics_address
+        self._clock = clock
+        self._histories: dict[str, RunHistory] = {}
+        self._focus = ""
+        self._urgent = True
+        self._drawn_at = 0.0
+        self._drawn: object = None
+        self._row_at: dict[str, tuple[int, float]] = {}
+        self._live = Live(
+            console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+        )
+        self.redraws = 0
+
+    def heard(self, watched: Watched, change: Change, finding: Finding) -> None:
+        """Listen to the watch: what changes in the findings is drawn at the next update."""
+        self._urgent = True
+
+    def update(self, watching: Watching) -> None:
+        """Redraw if there is something new and it is time to."""
+        now = self._clock()
+        runs = list(watching.runs)
+        for watched in runs:
+            run = watched.engine.run
+            if self._row_at.get(watched.path, (0, 0.0))[0] != run.rows:
+                self._row_at[watched.path] = (run.rows, now)
+        since = now - self._drawn_at
+        state = (
+            self._console.size, watching.waiting_for, len(watching.problems),
+            [(one.path, one.engine.run.rows, one.engine.run.ended, one.skipped_lines) for one in runs],
+        )  # fmt: skip
+        due = _CLOCK_SECONDS if state == self._drawn else _REDRAW_SECONDS
+        if not self._urgent and 0 <= since < due:
+            return
+        self._drawn, self._drawn_at, self._urgent = state, now, False
+        self._redraw(watching, runs, now)
+
+    def close(self, summary: str = "") -> None:
+        """Give the screen back, and leave ``summary`` (which may have several lines) on it."""
+        self._live.stop()
+        for words in summary.splitlines():
+            self._console.print(_cleaned_line(words), markup=False, highlight=False, soft_wrap=True)
+
+    def _redraw(self, watching: Watching, runs: Sequence[Watched], now: float) -> None:
+        width, height = self._console.size
+        lines = self.lines(watching, runs, now, min(max(width - 2, _MIN_WIDTH), _MAX_WIDTH), height)
+        if not self._live.is_started:
+            self._live.start()
+        self._live.update(Group(*lines[:height]), refresh=True)
+        self.redraws += 1
+
+    def lines(self, watching: Watching, runs: Sequence[Watched], now: float, width: int, height: int) -> list[Text]:
+        """The screen as lines, at most ``height`` of at most ``width`` cells, with a margin of one cell left."""
+        focus = self._focused(runs)
+        if focus is None:
+            return _margin(_waiting(watching, self._address, width))
+        history = self._history(focus)
+        run = focus.engine.run
+        history.follow(run)
+        top = panels.header(focus, self._address, width)
+        top += [Text(), *panels.progress(run, history, width), Text(), panels.metrics(run, width)]
+        most_others = 4 if height >= 30 else 2
+        bottom = panels.others(runs, focus, width, most_others) if len(runs) > 1 else []
+        bottom += panels.abstained(focus.engine, width, most=1 if height < 30 else 2)
+        bottom += [_footer(watching, focus, self._age(focus, now), width)]
+        room = height - len(top) - len(bottom)
+        middle = _middle(focus, width, room)
+        free = room - len(middle) - 2  # an empty line above each of the two
+        chart = panels.curve(history, width, min(free, _MAX_CURVE)) if free >= _MIN_CURVE else []
+        body = [*top, *_spaced(chart), *_spaced(middle)]
+        body += [Text()] * (height - len(body) - len(bottom))
+        return _margin([*body[: height - len(bottom)], *bottom])
+
+    def _focused(self, runs: Sequence[Watched]) -> Watched | None:
+        """The run to show in full: the one that is shown already while it is live, or else the newest live one."""
+        if not runs:
+            return None
+        begun = [one for one in runs if one.engine.run.rows] or list(runs)
+        live = [one for one in begun if not one.engine.run.ended]
+        for one in live or begun:
+            if one.path == self._focus:
+                return one
+        chosen = (live or begun)[-1]
+        self._focus = chosen.path
+        return chosen
+
+    def _history(self, watched: Watched) -> RunHistory:
+        history = self._histories.get(watched.path)
+        if history is None:
+            if len(self._histories) >= _MAX_HISTORIES:
+                self._histories.clear()
+            history = self._histories[watched.path] = RunHistory()
+        return history
+
+    def _age(self, watched: Watched, now: float) -> str:
+        run = watched.engine.run
+        if not run.rows:
+            return ""
+        # By the record's own time where there is one; a log without times tells only when its row was seen here.
+        stamp = run.time if run.time is not None else self._row_at.get(watched.path, (0, now))[1]
+        return f"last row {duration(now - stamp)} ago"
+
+
+def _middle(focus: Watched, width: int, room: int) -> list[Text]:
+    """Findings and advice, in as much detail as leaves room for the curve, or else as fits."""
+    found: list[Text] = []
+    for spare in (_MIN_CURVE + 2, 1):
+        for detail in (3, 2, 1) if spare > 1 else (1, 0):
+            found = panels.findings(focus.engine, width, detail)
+            plan = panels.advice(focus.engine, width, detail)
+            if len(found) + len(plan) + 1 + spare <= room:
+                return [*found, Text(), *plan] if plan else found
+    plan = panels.advice(focus.engine, width, 0)
+    kept = max(room - len(plan) - 3, 1)
+    if len(found) > kept:
+        found = [*found[: kept - 1], line([(f"and {len(found) - kept + 1} more findings", DIM)], width)]
+    return [*found, *plan]
+
+
+def _footer(watching: Watching, focus: Watched, age: str, width: int) -> Text:
+    parts: list[Part] = [(age, DIM)]
+    if focus.skipped_lines:
+        parts.append((f"   {focus.skipped_lines:,} lines skipped", DIM))
+    failed = len(focus.engine.rule_errors)
+    if failed:
+        parts.append((f"   {panels.count(failed, 'rule')} failed", SEVERITY_STYLES[Severity.WARNING]))
+    if watching.problems:
+        message = next(iter(watching.problems.values()))
+        parts.append((f"   {clean(message, 200)}", SEVERITY_STYLES[Severity.WARNING]))
+    return spread(parts, [("Ctrl-C ends the watch", DIM)], width)
+
+
+def _waiting(watching: Watching, address: str, width: int) -> list[Text]:
+    lines = [line([("lorawatch  ", NEXT), ("○ waiting", DIM)], width)]
+    if address:
+        lines.append(line([(clean(address, 80), DIM)], width))
+    lines += [Text(), *wrapped(f"Waiting for {clean(watching.waiting_for)}", width, 0, BOLD)]
+    for message in list(watching.problems.values())[:3]:
+        lines += wrapped(clean(message), width, 0, SEVERITY_STYLES[Severity.WARNING], most=2)
+    return [*lines, Text(), line([("Ctrl-C ends the watch", DIM)], width)]
+
+
+def _spaced(lines: list[Text]) -> list[Text]:
+    return [Text(), *lines] if lines else []
+
+
+def _margin(lines: list[Text]) -> list[Text]:
+    for text in lines:
+        text.pad_left(1)
+    return lines
+
+
+def _cleaned_line(words: str) -> Text:
+    """A line of a summary: its indent is kept."""
+    body = words.lstrip(" ")
+    return Text(" " * (len(words) - len(body)) + clean(body, 2000), PLAIN)
