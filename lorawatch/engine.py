@@ -219,6 +219,8 @@ class Engine:
         if last is not None and last.resolved_step is not None and run.step - last.resolved_step <= rule.cooldown:
             last.state, last.resolved_step, last.last_step = "firing", None, run.step
             watch.finding = last
+            last.severity = max(last.severity, rule.severity if breach.severity is None else breach.severity)
+            self._describe(watch, last, breach)  # it may come back larger than it went
             self._tell("reopened", last)
             return
         if watch.findings >= MAX_FINDINGS_PER_RULE:

@@ -42,8 +42,8 @@ class EvalGap(Rule):
 
     ## Sources
     A heuristic without outside authority, which is why it warns at most. Of the public runs with two evaluations or
-    more none that is healthy with high or medium confidence fires. The second way was made for logs with few evaluations
-    (nanoGPT issue 97: training 0.98 to 0.67, evaluation 3.75 to 3.90), which therefore cannot confirm it.
+    more none that is healthy with high or medium confidence fires. The second way was made for logs with few
+    evaluations (nanoGPT issue 97: training 0.98 to 0.67, evaluation 3.75 to 3.90), which therefore cannot confirm it.
     """
 
     id: ClassVar[str] = "eval/gap"

@@ -43,10 +43,11 @@ class GradSpike(Rule):
     The first batch after a resume, and the last, short batch of an epoch. Both are single points.
 
     ## Sources
-    Measured on public runs, by the first way: 1 in 1,975 points over 4 supervised runs, and 12 in 2,000 on one healthy
-    run with heavy tails, which is why it is information only. By the second, none of the healthy ones fires (the largest norm is 17 times the median of the 20 before it), and one failure does: 11,140
-    against 9 (unsloth issue 5207). 100 was chosen on these runs, which therefore cannot confirm it. OLMo 2: gradient
-    spikes precede loss spikes.
+    Measured on public runs, by the first way: 1 in 1,975 points over 4 supervised runs, and 12 in 2,000 on one
+    healthy run with heavy tails, which is why it is information only. By the second, none of the healthy ones fires
+    (the largest norm is 17 times the median of the 20 before it), and one failure does: 11,140 against 9 (unsloth
+    issue 5207). 100 was chosen on these runs, which therefore cannot confirm it. OLMo 2: gradient spikes precede loss
+    spikes.
     """
 
     id: ClassVar[str] = "grad/spike"

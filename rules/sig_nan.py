@@ -43,7 +43,8 @@ class SigNan(Rule):
     ## Sources
     Measured in Trainer runs: with the filter off one NaN loss stays in `tr_loss` and each later loss reads NaN with
     finite gradients; with all labels masked `eval_loss` is NaN. Of the public runs one logs a NaN evaluation loss,
-    and it is a failure; none logs a NaN training loss, which the default filter hides. In TRL a NaN forward pass also logs `entropy: nan` and `mean_token_accuracy: 0`.
+    and it is a failure; none logs a NaN training loss, which the default filter hides. In TRL a NaN forward pass also
+    logs `entropy: nan` and `mean_token_accuracy: 0`.
     """
 
     id: ClassVar[str] = "sig/nan"
