@@ -188,7 +188,7 @@ class EvalOverfit(Rule):
                     confidence="high", apply="restart",
                     why=f"with metric_for_best_model={metric!r} and EarlyStoppingCallback(early_stopping_patience=3) "
                     "the next run keeps the best and stops by itself",
-                    cost="save_strategy must match eval_strategy",
+                    cost="a checkpoint at each evaluation: save_strategy must match eval_strategy",
                 )
             )  # fmt: skip
         if isinstance(epoch, float) and epoch > 0 and not better and (epochs is None or epochs > epoch):
