@@ -32,11 +32,18 @@ def lower_rate(
 
 
 def raise_rate(run: Run, why: str, *, confidence: Confidence = "low") -> Adjustment | None:
-    """Three times the learning rate, at most the usual one for LoRA; None when it is that high already."""
+    """Three times the learning rate; for an adapter at most, and from far below at once, the usual one.
+
+    None when it is about the usual one or higher already.
+    """
     rate = run.peak_learning_rate
     if rate is not None and rate >= USUAL_RATE * 0.75:
         return None
-    proposed = rounded(min(rate * 3, USUAL_RATE)) if rate and rate >= USUAL_RATE / 20 else USUAL_RATE
+    proposed: float | str
+    if is_adapter(run):
+        proposed = rounded(min(rate * 3, USUAL_RATE)) if rate and rate >= USUAL_RATE / 20 else USUAL_RATE
+    else:  # full fine-tuning takes about a tenth of an adapter's rate: no absolute figure fits both
+        proposed = rounded(rate * 3) if rate else f"three times it; for a LoRA adapter up to {USUAL_RATE:g}"
     return Adjustment(
         "learning_rate", current=rate, proposed=proposed, why=why, confidence=confidence, apply="restart",
         direction="up", cost="too high a rate diverges: watch the first 100 steps",

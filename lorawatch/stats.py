@@ -123,6 +123,10 @@ class Rhythm:
         self.swing_before, self.correlation_before = self.swing, self.correlation
         self.swing = von_neumann_ratio(values)
         self.period, self.correlation = strongest_period(values)
+        if self.swing > 2.6 and self.period % 2 == 0:
+            alternation = strongest_period(values, 2, 2)[1]
+            if alternation > 0.8 * self.correlation:  # up and down at each point correlates at every even lag
+                self.period, self.correlation = 2, 0.0
         self.windows += 1
 
 
@@ -159,7 +163,8 @@ def von_neumann_ratio(values: Sequence[float]) -> float:
     if power <= 1e-24 * max(1.0, mean * mean) * count:
         return math.nan
     steps = list(map(sub, rest[1:], rest))
-    return (sum(map(mul, steps, steps)) / (count - 1)) / (power / count)
+    swing: float = sum(map(mul, steps, steps))
+    return (swing / (count - 1)) / (power / count)
 
 
 def quadratic_residuals(values: Sequence[float]) -> list[float]:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.records import MetricRow
+from lorawatch.remedies import clip_gradients, larger_batch, look, lower_rate
 from lorawatch.rule import Rule, param
 from lorawatch.run import SUPERVISED, Run
 
@@ -23,6 +24,8 @@ class LossDiverging(Rule):
     The fast level of the loss (EWMA, 1/8) stands above the best slow level by more than
     `max(15 % of best, 0.05, 1.55 sigma)` for 8 logged points in a row. 1.55 sigma is six times the standard error of
     the fast level. It is critical when the level is above 1.5 times the best plus 0.5, or above where it started.
+    A level below 0.3 is left alone. Where the loss repeats itself with a period (batches grouped by length), the mean
+    over whole periods must be above the limit too.
 
     ## What to change
     Stop, go back to the checkpoint before the rise, and divide the learning rate by 3: divergence sits five to ten
@@ -52,40 +55,52 @@ class LossDiverging(Rule):
     release: int = param(16, unit="points", help="Points in a row below 0.7 of the limit before it resolves.")
     relative: float = param(0.15, unit="ratio", help="Rise above the best level, as a share of that level.")
     absolute: float = param(0.05, unit="nats", help="Least rise above the best level.")
+    floor: float = param(0.3, unit="nats", help="A level below this is not judged.")
     errors: float = param(6.0, unit="standard errors", help="Least rise, in standard errors of the fast level.")
 
     def judge(self, row: MetricRow, run: Run) -> Breach | None:
         """Compare the fast level with the best slow level."""
         level = run.loss
         best = level.best
-        rise = level.fast - best
+        fast = level.fast
+        rise = fast - best
+        if not rise > 0.0 or fast < self.floor:
+            return None
         # 0.258 is the standard error of an EWMA with weight 1/8, in sigmas: sqrt((1/8) / (2 - 1/8)).
         margin = max(self.relative * best, self.absolute, self.errors * 0.258 * level.sigma)
         if not rise > margin * self.easing:
             return None
-        lost = level.fast > 1.5 * best + 0.5 or level.fast > level.initial
+        if run.rhythm.periodic:
+            points = run.rhythm.period * max(16 // run.rhythm.period, 1)
+            window = run.series["loss"].window(points)
+            if sum(window) / len(window) <= best + margin * self.easing:
+                return None
+        lost = fast > 1.5 * best + 0.5 or fast > level.initial
         return Breach(
-            f"loss is at {level.fast:.3g}, above its best level of {best:.3g} (step {level.best_step}) "
+            f"loss is at {fast:.3g}, above its best level of {best:.3g} (step {level.best_step}) "
             f"for {self.hold} logged points",
-            {"loss_level": level.fast, "best_level": best, "best_step": level.best_step, "limit": best + margin,
+            {"loss_level": fast, "best_level": best, "best_step": level.best_step, "limit": best + margin,
              "initial_loss": level.initial},
             Severity.CRITICAL if lost else None,
         )  # fmt: skip
 
     def advise(self, breach: Breach, run: Run) -> list[Adjustment]:
-        """Lower the learning rate from the best checkpoint; then clipping."""
-        rate = run.peak_learning_rate
-        clip = run.number("max_grad_norm")
-        return [
-            Adjustment(
-                "learning_rate", current=rate, proposed=f"{rate / 3:.2g}" if rate else "a third of it",
-                direction="down", confidence="high", apply="resume",
-                why=f"the loss rises since step {breach.evidence['best_step']}; resume from a checkpoint before it "
-                "with a lower rate",
-                cost="the steps since that checkpoint",
+        """Lower the learning rate from the best checkpoint; then clipping, Adam's memory, the batch."""
+        step = breach.evidence["best_step"]
+        advice = [
+            lower_rate(
+                run, 3.0, f"the loss rises since step {step}; resume from a checkpoint at or before it with a lower "
+                "rate", cost=f"the steps since step {step}",
             ),
+            clip_gradients(run, "a tighter clip limits what a single bad batch can do"),
             Adjustment(
-                "max_grad_norm", current=clip, proposed=0.3, direction="down", confidence="medium", apply="resume",
-                why="a tighter clip limits what a single bad batch can do",
+                "adam_beta2", current=run.number("adam_beta2"), proposed=0.99, direction="down", confidence="low",
+                apply="restart", why="Adam forgets old gradients sooner, so that the step size follows a sudden change",
+            ) if (run.number("adam_beta2") or 1.0) > 0.99 else None,
+            larger_batch(run, "steadier gradients; LoRA loses quality with large batches", confidence="low"),
+            look(
+                "did the data change at that step (a new epoch, a second data set, a curriculum)?",
+                "a change of the data lifts the loss for good without anything being wrong",
             ),
         ]  # fmt: skip
+        return [item for item in advice if item is not None]
