@@ -116,5 +116,5 @@ def follow(watch: FolderWatch, view: View, wait: Callable[[], object]) -> None:
     view.close(watches_text(watch.runs))
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
