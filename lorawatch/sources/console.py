@@ -172,7 +172,7 @@ class ConsoleSource(LineSource):
             or (epoch is None and clock.bar is not None and clock.bar < clock.step - 2 * (clock.every or 1))
         ):
             self._went_back(epoch, out)
-        if stated is not None and stated > clock.step and stated.is_integer():
+        if stated is not None and clock.step < stated < 1e12 and stated.is_integer():
             clock.bar, clock.every, clock.settled = int(stated), int(stated) - clock.step, True
         gap = self._gap
         step, estimated = clock.train(epoch, gap.marks)

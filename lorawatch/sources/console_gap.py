@@ -35,7 +35,7 @@ def _found(
 class Gap:
     """Goes through the text between rows, piece by piece; moves the bar of the clock.
 
-    A piece is what stands between two of ``\\r`` and ``\\n``. The reader may be handed a gap in several parts, as long
+    A piece is what stands between two carriage returns and line feeds. The reader may be handed a gap in several parts, as long
     as they are cut after such a character.
 
     Attributes:
@@ -57,13 +57,14 @@ class Gap:
     def state(self) -> dict[str, Any]:
         """All attributes, as plain JSON."""
         state = {name: getattr(self, name) for name in self.__slots__}
-        return {**state, "_torn": self._torn.decode("latin-1")}
+        return {**state, "marks": list(self.marks), "_torn": self._torn.decode("latin-1")}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state` returned."""
         for name in self.__slots__:
             value = state[name]
             setattr(self, name, tuple(value) if name in {"other", "_last"} and value else value)
+        self.marks = list(state["marks"])
         self._torn = state["_torn"].encode("latin-1")
 
     def row_taken(self) -> None:

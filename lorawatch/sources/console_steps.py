@@ -157,7 +157,7 @@ class StepClock:
         start = self.start or 0
         if self.stated_every and self.total is not None and self.stated_every > self.total:
             self.stated_every = None
-        marks = [mark for mark in marks if mark > last]
+        marks = sorted(mark for mark in marks if mark > last)
         expected = self._expected(epoch)
         if self.stated_every and self.rows > 0 and (bar is None or bar <= last or bar >= last + self.stated_every):
             step = (last // self.stated_every + 1) * self.stated_every
@@ -178,7 +178,7 @@ class StepClock:
                 if abs(last + every - expected[0]) < abs(bar - expected[0]):
                     self.settled = True
                     return last + every, True
-            self.settled = bar - last == every
+            self.settled = bar - last == every and (bool(last) or start <= 1)
             # A log that begins in the middle of a run shows where its first row is, not how far apart rows are.
             self.every = bar - last if last or start <= 1 else None
             return bar, not self.settled

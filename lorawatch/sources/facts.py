@@ -57,20 +57,18 @@ def from_mapping(found: dict[Any, Any]) -> dict[str, Any]:
 
 
 def read_fact_file(path: Path) -> list[FactUpdate]:
-    """Return what a file states; nothing when it is missing, unreadable, too large, or states nothing that is known.
+    """Return what a file states; nothing when it is missing, no mapping, or states nothing that is known.
 
-    A run is judged without it then: facts sharpen advice, no rule stands on them alone. ``training_args.bin`` is a
-    pickle, and never opened.
+    ``training_args.bin`` is a pickle, and never opened.
+
+    Raises:
+        SourceError: the file is not readable, or too large.
     """
-    try:
-        if path.suffix in {".yaml", ".yml"}:
-            document = _read_yaml(path)
-        elif path.suffix == ".json":
-            document = read_document(path, JSON_LIMIT)
-        else:
-            return []
-    except SourceError:
-        return []
+    document: Any = None
+    if path.suffix in {".yaml", ".yml"}:
+        document = _read_yaml(path)
+    elif path.suffix == ".json":
+        document = read_document(path, JSON_LIMIT)
     facts = from_mapping(document) if isinstance(document, dict) else {}
     return [FactUpdate(facts, path.name)] if facts else []
 

@@ -66,7 +66,7 @@ def _pread(path: Path, descriptor: int, size: int, offset: int) -> bytes:
 class FileFollower:
     """Follows one file and returns what was appended, as blocks of whole lines.
 
-    A line ends in ``\\n``. The file may be missing, appear, grow, be truncated, or be replaced: what was returned
+    A line ends in a line feed. The file may be missing, appear, grow, be truncated, or be replaced: what was returned
     stays returned, and the new content follows in the same stream.
 
     Attributes:

@@ -103,7 +103,7 @@ class HistorySource:
 
     def cursor(self) -> dict[str, Any]:
         """Where the source is, as plain JSON."""
-        return {"given": base64.b64encode(self._given).decode("ascii"), "facts": self._facts}
+        return {"given": base64.b64encode(self._given).decode("ascii"), "facts": dict(self._facts)}
 
     def resume(self, cursor: dict[str, Any]) -> None:
         """Go on from where ``cursor`` was taken."""

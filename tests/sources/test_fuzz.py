@@ -1,0 +1,109 @@
+"""Mutated lines and files through every parser: no exception but SourceError, bounded memory.
+
+LORAWATCH_FUZZ=full runs 200,000 lines and 2,000 files; otherwise a hundredth of it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+from pathlib import Path
+
+import pytest
+
+from lorawatch.source import SourceError
+from lorawatch.sources.discover import source_for_file
+from lorawatch.sources.facts import read_fact_file
+
+from .samples import ALL_FORMATS, read
+
+FULL = os.environ.get("LORAWATCH_FUZZ") == "full"
+LINES = 200_000 if FULL else 2_000
+FILES = 2_000 if FULL else 40
+_PIECES = [
+    b"{'",
+    b"'}",
+    b"\r",
+    b"nan",
+    b"inf",
+    b"1e999",
+    b"\xff",
+    b"\0",
+    b"\x1b[",
+    b"/",
+    b" [",
+    b"%|",
+    b"}",
+    b'{"',
+    b"--",
+    b"9" * 30,
+    b"'loss'",
+]
+
+
+def mutated(chance: random.Random, data: bytes) -> bytes:
+    changed = bytearray(data)
+    for _ in range(chance.randint(1, 4)):
+        at = chance.randrange(len(changed) + 1)
+        match chance.randrange(5):
+            case 0:
+                changed[at : at + chance.randint(1, 9)] = b""
+            case 1:
+                changed[at:at] = chance.choice(_PIECES)
+            case 2:
+                changed[at : at + 1] = bytes([chance.randrange(256)])
+            case 3:
+                changed[at:at] = changed[chance.randrange(len(changed) + 1) :][:50]
+            case _:
+                changed[at : at + 5] = chance.randbytes(5)
+    return bytes(changed)
+
+
+def memory() -> int:
+    """Peak memory so far, in KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@pytest.mark.parametrize("name", ALL_FORMATS)
+def test_mutated_lines_never_raise(name: str, tmp_path: Path) -> None:
+    chance = random.Random(f"lines {name}")
+    make, data = ALL_FORMATS[name]
+    lines = data.split(b"\n")
+    before = memory()
+    for batch in range(max(1, LINES // 200)):
+        text = b"\n".join(mutated(chance, chance.choice(lines)) for _ in range(200))
+        try:
+            read(make, tmp_path / "x.log", text)
+        except SourceError as error:
+            assert "\n" not in str(error), batch
+    assert memory() - before < 100 << 10
+
+
+@pytest.mark.parametrize("name", ALL_FORMATS)
+def test_truncated_and_spliced_files_never_raise(name: str, tmp_path: Path) -> None:
+    chance = random.Random(f"files {name}")
+    make, data = ALL_FORMATS[name]
+    others = [other for _, other in ALL_FORMATS.values()]
+    before = memory()
+    for number in range(FILES):
+        other = chance.choice(others)
+        cut = data[: chance.randrange(len(data))]
+        text = (
+            cut
+            if number % 3 == 0
+            else cut + other[chance.randrange(len(other)) :]
+            if number % 3 == 1
+            else mutated(chance, data)
+        )
+        path = tmp_path / chance.choice(["x.log", "x.json", "x.jsonl", "trainer_state.json", "x.yaml"])
+        for reader in (
+            lambda: read(make, path, text),
+            lambda: list(source_for_file(path).poll()),
+            lambda: read_fact_file(path),
+        ):
+            try:
+                reader()
+            except SourceError as error:
+                assert "\n" not in str(error)
+    assert memory() - before < 100 << 10
