@@ -112,7 +112,7 @@ class LrSchedule(Rule):
                 {"learning_rate": 0.0, "logs": self.count, "case": "zero"},
             )
         total = run.max_steps
-        if total is None or row.step is None or row.estimated:
+        if total is None or row.step is None:
             return None
         if self.low_since < 0:
             self.low_since = run.step
@@ -127,7 +127,7 @@ class LrSchedule(Rule):
 
     def _rising(self, row: MetricRow, rate: float, run: Run) -> Breach | None:
         total = run.max_steps
-        if total is None or row.step is None or row.estimated or run.step <= self.warmup * total:
+        if total is None or row.step is None or run.step <= self.warmup * total:
             return None
         share = run.step / total
         return Breach(
