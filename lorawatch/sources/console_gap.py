@@ -35,8 +35,8 @@ def _found(
 class Gap:
     """Goes through the text between rows, piece by piece; moves the bar of the clock.
 
-    A piece is what stands between two carriage returns and line feeds. The reader may be handed a gap in several parts, as long
-    as they are cut after such a character.
+    A piece is what stands between two carriage returns or line feeds. The reader may be handed a gap in several parts,
+    as long as they are cut after such a character.
 
     Attributes:
         marks: The first positions at which the bar was erased and drawn again without moving: something was printed

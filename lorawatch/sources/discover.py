@@ -122,7 +122,12 @@ def _runs_of(owner: Path, kinds: dict[Kind, list[Path]], root: Path) -> list[Run
     states = [file for file in kinds.get("trainer_state", []) if file.name == "trainer_state.json"]
     odd_states = [file for file in kinds.get("trainer_state", []) if file.name != "trainer_state.json"]
     main = RunFiles(_name(owner, root), owner, [], _facts_in(owner))
-    alone: list[tuple[Kind, Path, str]] = [("trainer_state", file, "a saved copy of some state") for file in odd_states]
+    alone: list[tuple[Kind, Path, str]] = []
+
+    def each_alone(kind: Kind, files: list[Path], why: str) -> None:
+        alone.extend((kind, file, why) for file in files)
+
+    each_alone("trainer_state", odd_states, "a saved copy of some state")
     if states:
         main.sources.append(TrainerStateSource(owner))
         main.notes.append(f"{len(states)} trainer_state.json of {main.name}: one history, the highest global_step wins")
@@ -130,21 +135,19 @@ def _runs_of(owner: Path, kinds: dict[Kind, list[Path]], root: Path) -> list[Run
     for kind in order:
         files = kinds.get(kind, [])
         if kind == "console" and len(files) >= _MANY:
-            alone += [
-                (kind, file, f"one of {len(files)} console logs, which cannot all be of one run") for file in files
-            ]
+            each_alone(kind, files, f"one of {len(files)} console logs, which cannot all be of one run")
         elif kind == "json_history" and (main.sources or odd_states):
             main.notes += [f"{file.name}: left out, the run's own logs tell more" for file in files]
         elif len(files) == 1:
             main.sources.append(_make(kind, files[0]))
         else:
-            alone += [(kind, file, f"one of {len(files)} such files") for file in files]
+            each_alone(kind, files, f"one of {len(files)} such files")
     events = sorted(kinds.get("tensorboard", []), key=lambda file: (str(file.parent), file.name))
     folders = sorted({file.parent for file in events})
     if len(folders) == 1 and len(events) > 1 and not main.sources:
-        alone += [("tensorboard", file, f"one of {len(events)} event files, one a start of a job") for file in events]
+        each_alone("tensorboard", events, f"one of {len(events)} event files, one a start of a job")
     elif events and len(folders) > 1 and not main.sources:
-        alone += [("tensorboard", file, f"one of {len(folders)} folders of event files") for file in events]
+        each_alone("tensorboard", events, f"one of {len(folders)} folders of event files")
     elif events:
         main.sources.append(TensorboardSource(events[-1]))
         main.notes += [f"{file.name}: left out, a later start of the job wrote another" for file in events[:-1]]

@@ -8,8 +8,9 @@ import pytest
 from lorawatch.source import SourceError
 from lorawatch.sources.discover import RunFiles, discover, source_for_file
 from lorawatch.sources.facts import read_fact_file
+from lorawatch.sources.lorawatch_jsonl import encode
 
-from .samples import encode, event_file, generic, live_console, llamafactory, own_records, trainer_state
+from .samples import event_file, generic, live_console, llamafactory, own_records, trainer_state
 
 FILES = {
     "trainer_state.json": trainer_state(range(5, 20, 5)),
@@ -159,7 +160,7 @@ def test_an_unreadable_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(SourceError, match="cannot be read .Permission denied"):
+    with pytest.raises(SourceError, match="Permission denied"):
         source_for_file(tmp_path / "train.log")
 
 

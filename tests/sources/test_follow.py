@@ -186,7 +186,8 @@ class FakeWake(threading.Event):
 def test_a_change_ends_the_wait_and_several_make_one_wake_up(tmp_path: Path) -> None:
     from watchdog.events import FileModifiedEvent
 
-    observer, wake, pauses = FakeObserver(), FakeWake(), []
+    observer, wake = FakeObserver(), FakeWake()
+    pauses: list[float] = []
     notifier = FileNotifier(tmp_path, wake=wake, pause=pauses.append, observer=lambda: observer)
     assert not notifier.wait(60)
     assert observer.watched == [(str(tmp_path), True)]

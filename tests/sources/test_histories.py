@@ -112,7 +112,8 @@ def test_the_longest_list_of_rows_is_the_history(tmp_path: Path) -> None:
         "train_info": {"metrics": [{"step": 10 * n, "train loss": 1.0 / n, "valid accuracy": 0.5} for n in (1, 2, 3)]},
     }
     records = read(JsonHistorySource, tmp_path / "r.json", json.dumps(document))
-    assert [(one.step, sorted(one.values)) for one in rows(records)][0] == (10, ["eval_accuracy", "loss"])
+    first = rows(records)[0]
+    assert (first.step, sorted(first.values)) == (10, ["eval_accuracy", "loss"])
     assert len(rows(records)) == 3
     assert facts(records) == {"r": 8, "learning_rate": 0.5}
 

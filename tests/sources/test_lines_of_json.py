@@ -118,7 +118,8 @@ def test_what_is_encoded_is_decoded_exactly(records: list[Record], tmp_path_fact
 
 
 def test_what_a_newer_lorawatch_added_is_passed_over(tmp_path: Path) -> None:
-    newer = b'{"type":"gpu","watts":300}\n{"type":"metrics","step":1,"values":{"loss":1.0},"rank":3}\n{"type":"metrics","st\n'
+    newer = b'{"type":"gpu","watts":300}\n{"type":"metrics","step":1,"values":{"loss":1.0},"rank":3}\n'
+    newer += b'{"type":"metrics","st\n'
     path = tmp_path / "l.jsonl"
     path.write_bytes(newer + b"".join(map(encode, own_records(5))))
     source = LorawatchSource(path)
