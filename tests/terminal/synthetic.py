@@ -28,7 +28,7 @@ class LossTooHigh(Rule):
 
     def judge(self, row: MetricRow, run: Run) -> Breach | None:
         loss = row.values["loss"]
-        if loss <= self.limit:
+        if not loss > self.limit:
             return None
         return Breach(
             f"loss is at {loss:.3g}, above its best of {run.loss.best:.3g} (step {run.loss.best_step}) for 2 points",
