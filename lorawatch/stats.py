@@ -159,7 +159,7 @@ def von_neumann_ratio(values: Sequence[float]) -> float:
     mean = sum(values) / count
     slope = sum(map(mul, line, values)) / line_power
     rest = [value - mean - slope * place for value, place in zip(values, line, strict=True)]
-    power = sum(map(mul, rest, rest))
+    power: float = sum(map(mul, rest, rest))
     if power <= 1e-24 * max(1.0, mean * mean) * count:
         return math.nan
     steps = list(map(sub, rest[1:], rest))

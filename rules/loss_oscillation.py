@@ -49,7 +49,7 @@ class LossOscillation(Rule):
     needs: ClassVar[tuple[str, ...]] = ("loss",)
     kinds = SUPERVISED
     min_points: ClassVar[int] = 96
-    suppresses: ClassVar[tuple[str, ...]] = ("loss/noisy",)
+    suppresses: ClassVar[tuple[str, ...]] = ("loss/noisy", "loss/not-learning", "loss/slow-start", "loss/plateau")
 
     swing: float = param(2.8, unit="von Neumann ratio", help="Both windows swing more than this.")
     noise: float = param(0.03, unit="share of the level", help="Least noise from point to point.")

@@ -26,7 +26,8 @@ class LossSpike(Rule):
       than 0.2. sigma is the noise from point to point. Needs 20 points. Info.
     - In a log of fewer points: one value that is at least 3 times every one before it (two at least) and 0.5 above
       them, told when the next one is back. Info only: so short a log cannot tell whether that is usual.
-    - 3 spikes within 200 points: a warning.
+    - 3 spikes within 200 points: a warning, unless as many points or more lie half as high. Then the noise has a
+      heavy tail, and its highest points are part of it.
     - The level is still 3 sigma above the one before the spike after 50 points: a warning, for at most 250 points;
       then the new level counts as the normal one.
 
@@ -42,7 +43,9 @@ class LossSpike(Rule):
 
     ## Sources
     Measured: 1 spike in 17,600 points of 24 public runs, in the one that diverged. Synthetic runs of 1,000 points
-    have 0.005 with Gaussian noise, up to 1.4 with Student's t of 3 degrees, up to 2.3 with lognormal noise. PaLM
+    have 0.005 with Gaussian noise, up to 1.4 with Student's t of 3 degrees, up to 2.3 with lognormal noise. Warnings
+    on 60 synthetic healthy runs each: 0 with Gaussian or AR(0.4) noise, 1 with Student's t, 17 with lognormal noise
+    of log-deviation 0.8, where it was 53 before half-high points were counted. PaLM
     restarted about 100 steps before a spike and skipped 200–500 batches (not verified). OLMo 2: gradient spikes
     come before loss spikes. The test for short logs was made for one public excerpt (0.80, 4.27, 0.77), which
     therefore cannot confirm it.
@@ -110,7 +113,7 @@ class LossSpike(Rule):
             "loss": loss, "recent_level": usual, "sigmas": level.z, "spike_step": run.step, "spikes": recent,
             "within_points": self.within,
         }  # fmt: skip
-        if recent >= self.repeats:
+        if recent >= self.repeats and not self._heavy_tailed(recent, run):
             return Breach(
                 f"{recent} loss spikes within {self.within} logged points, the last of {loss:.3g} over a level of "
                 f"{usual:.3g}",
@@ -118,6 +121,12 @@ class LossSpike(Rule):
                 Severity.WARNING,
             )
         return Breach(f"loss jumped to {loss:.3g}, {level.z:.0f} sigma above its level of {usual:.3g}", evidence)
+
+    def _heavy_tailed(self, spikes: int, run: Run) -> bool:
+        """Whether half-high points are more frequent than spikes: then the noise has a heavy tail, no faults."""
+        level = run.loss
+        low, high = level.slow + 0.5 * self.sigmas * level.sigma, level.slow + self.sigmas * level.sigma
+        return sum(low < value <= high for value in run.series["loss"].window(self.within)) >= spikes
 
     def _recovery(self, run: Run) -> Breach | None:
         level = run.loss
