@@ -19,11 +19,17 @@ def rounded(value: float) -> float:
     return float(f"{value:.2g}")
 
 
+def _current_rate(run: Run) -> float | None:
+    """The peak learning rate without the digits that single precision adds to it."""
+    rate = run.peak_learning_rate
+    return None if rate is None else float(f"{rate:.4g}")
+
+
 def lower_rate(
     run: Run, factor: float, why: str, *, confidence: Confidence = "high", apply: Apply = "resume", cost: str = ""
 ) -> Adjustment:
     """The learning rate divided by ``factor``."""
-    rate = run.peak_learning_rate
+    rate = _current_rate(run)
     words = {2.0: "half of it", 3.0: "a third of it", 10.0: "a tenth of it"}.get(factor, f"1/{factor:g} of it")
     return Adjustment(
         "learning_rate", current=rate, proposed=rounded(rate / factor) if rate else words, why=why, cost=cost,
@@ -36,7 +42,7 @@ def raise_rate(run: Run, why: str, *, confidence: Confidence = "low") -> Adjustm
 
     None when it is about the usual one or higher already.
     """
-    rate = run.peak_learning_rate
+    rate = _current_rate(run)
     if rate is not None and rate >= USUAL_RATE * 0.75:
         return None
     proposed: float | str

@@ -95,7 +95,7 @@ class LossMemorised(Rule):
         if epochs is None or epochs > 1:
             advice.append(
                 Adjustment(
-                    "num_train_epochs", current=epochs, proposed=3 if epochs is not None and epochs > 3 else 1,
+                    "num_train_epochs", current=epochs, proposed="1 to 3" if epochs is None else 3 if epochs > 3 else 1,
                     direction="down", confidence="medium", apply="restart",
                     why="each repetition of the same data adds to memory, little to skill",
                 )

@@ -170,12 +170,14 @@ class LossNotLearning(Rule):
                 ),
                 adapter,
             ]
+        labels = (
+            "print one batch: do the labels fit the inputs, and is the classification head trained (modules_to_save)?"
+            if run.kind is Kind.CLASSIFICATION
+            else "print the labels of one batch: are the answer's tokens there (not -100), and do they fit the inputs?"
+        )
         advice = [
             adapter,
-            look(
-                "print the labels of one batch: are the answer's tokens there (not -100), and do they fit the inputs?",
-                "masked or shuffled labels leave nothing to learn",
-            ),
+            look(labels, "masked or shuffled labels leave nothing to learn"),
             raise_rate(
                 run, "a loss that stands still can mean steps that are too small", confidence="medium"
             ),

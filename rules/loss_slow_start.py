@@ -9,7 +9,7 @@ from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.records import MetricRow
 from lorawatch.remedies import is_adapter, larger_rank, longer_warmup, look, raise_rate
 from lorawatch.rule import Rule, param, state
-from lorawatch.run import SUPERVISED, Run
+from lorawatch.run import SUPERVISED, Kind, Run
 from lorawatch.stats import welch_t
 
 
@@ -95,8 +95,8 @@ class LossSlowStart(Rule):
         rate = run.peak_learning_rate
         why = f", at a learning rate of {rate:.2g}, low for LoRA" if low and rate else ""
         self.verdict = Breach(
-            f"loss went from {start:.4g} to {level:.4g} in {run.step} steps ({-fall:+.1%}){why}; -27 % at step 100 is "
-            "usual",
+            f"loss went from {start:.4g} to {level:.4g} in {run.step} steps ({-fall:+.1%}){why}"
+            + ("" if run.kind is Kind.CLASSIFICATION else "; -27 % at step 100 is usual"),
             {"relative_fall": fall, "limit": limit, "first_level": start, "level": level, "steps": run.step,
              "learning_rate": rate},
             Severity.WARNING if low or surely else None,
@@ -122,8 +122,8 @@ class LossSlowStart(Rule):
                 confidence="medium" if low else "low",
             ),
             look(
-                "does the data ask for anything that the model does not do yet, are the answer's tokens in the labels, "
-                "and do all target_modules match layers of this model?",
+                "does the data ask for anything that the model does not do yet, are the labels there and right, and do "
+                "all target_modules match layers of this model?",
                 "the guide's second step: data, labels, adapter",
             ),
             longer_warmup(run, "bears a higher rate", share=0.03, confidence="low") if not warm else None,
