@@ -18,6 +18,8 @@ RECENT = 256
 """Points kept of the end of each series."""
 HEAD = 128
 """Points kept of the start of each series."""
+_SPACED = 5
+"""Training rows after which their spacing is taken for ``logging_steps`` where nothing states it."""
 
 
 class Kind(StrEnum):
@@ -208,6 +210,8 @@ class Run:
             if step > self._last_train_step:
                 self.logging_interval = step - self._last_train_step
             self._last_train_step = step
+            if self.train_rows == _SPACED:
+                self._set_span()
             if loss - loss == 0.0:
                 level = self.loss
                 level.add(loss, step)
@@ -322,7 +326,12 @@ class Run:
         # A LoRA adapter for CAUSAL_LM is also what DPO and GRPO train: only the trainer's class settles it.
         if task is not None and (trainer is not None or (task is not Kind.SFT and self.kind in SUPERVISED)):
             self.kind = self._task_kind = task
+        self._set_span()
+
+    def _set_span(self) -> None:
+        """Let the slow level of the loss look back over 5 % of the run, as far as its length is known."""
         total, interval = self.max_steps, self.number("logging_steps")
-        if total and interval:
-            points = total / max(interval if interval >= 1 else interval * total, 1.0)
+        if total and (interval or self.train_rows >= _SPACED):
+            steps = interval or float(self.logging_interval)
+            points = total / max(steps if steps >= 1 else steps * total, 1.0)
             self.loss.span = max(20.0, 0.05 * points)
