@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from rich.console import Console, Group
-from rich.live import Live
+from rich.color import ColorSystem
+from rich.console import Console
 from rich.text import Text
 
 from lorawatch import terminal_panels as panels
@@ -24,6 +24,7 @@ from lorawatch.terminal_text import (
     NEXT,
     PLAIN,
     SEVERITY_STYLES,
+    Line,
     Part,
     clean,
     duration,
@@ -38,9 +39,12 @@ _CLOCK_SECONDS = 5.0
 _MAX_WIDTH = 132
 _MIN_WIDTH = 18
 """A terminal that is narrower still cuts the lines off."""
-_MAX_CURVE = 14
+_MAX_CURVE = 16
 _MIN_CURVE = 4
 _MAX_HISTORIES = 64
+_COLOR_SYSTEMS = {
+    "standard": ColorSystem.STANDARD, "256": ColorSystem.EIGHT_BIT, "truecolor": ColorSystem.TRUECOLOR,
+}  # fmt: skip
 
 
 class LiveView:
@@ -62,9 +66,9 @@ class LiveView:
         self._drawn_at = 0.0
         self._drawn: object = None
         self._row_at: dict[str, tuple[int, float]] = {}
-        self._live = Live(
-            console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
-        )
+        self._colors = _COLOR_SYSTEMS.get(console.color_system or "")
+        self._screen: list[str] | None = None
+        self._screen_size = (0, 0)
         self.redraws = 0
 
     def heard(self, watched: Watched, change: Change, finding: Finding) -> None:
@@ -92,19 +96,42 @@ class LiveView:
 
     def close(self, summary: str = "") -> None:
         """Give the screen back, and leave ``summary`` (which may have several lines) on it."""
-        self._live.stop()
+        if self._screen is not None:
+            self._screen = None
+            self._console.show_cursor(True)
+            self._console.set_alt_screen(False)
         for words in summary.splitlines():
             self._console.print(_cleaned_line(words), markup=False, highlight=False, soft_wrap=True)
 
     def _redraw(self, watching: Watching, runs: Sequence[Watched], now: float) -> None:
-        width, height = self._console.size
+        width, height = size = self._console.size
         lines = self.lines(watching, runs, now, min(max(width - 2, _MIN_WIDTH), _MAX_WIDTH), height)
-        if not self._live.is_started:
-            self._live.start()
-        self._live.update(Group(*lines[:height]), refresh=True)
+        self._draw(
+            [text.render(width, self._colors, colored=not self._console.no_color) for text in lines[:height]],
+            (size.width, size.height),
+        )
         self.redraws += 1
 
-    def lines(self, watching: Watching, runs: Sequence[Watched], now: float, width: int, height: int) -> list[Text]:
+    def _draw(self, lines: list[str], size: tuple[int, int]) -> None:
+        """Write the lines that differ from those on the screen, in one go."""
+        if self._screen is None:
+            self._console.set_alt_screen(True)
+            self._console.show_cursor(False)
+        out: list[str] = []
+        before = self._screen or []
+        if not before or size != self._screen_size:
+            before = []
+            out.append("\x1b[2J")
+        for index, words in enumerate(lines):
+            if index >= len(before) or before[index] != words:
+                out.append(f"\x1b[{index + 1};1H{words}\x1b[K")
+        if len(lines) < len(before):
+            out.append(f"\x1b[{len(lines) + 1};1H\x1b[J")
+        self._screen, self._screen_size = lines, size
+        self._console.file.write("".join(out))
+        self._console.file.flush()
+
+    def lines(self, watching: Watching, runs: Sequence[Watched], now: float, width: int, height: int) -> list[Line]:
         """The screen as lines, at most ``height`` of at most ``width`` cells, with a margin of one cell left."""
         focus = self._focused(runs)
         if focus is None:
@@ -113,7 +140,7 @@ class LiveView:
         run = focus.engine.run
         history.follow(run)
         top = panels.header(focus, self._address, width)
-        top += [Text(), *panels.progress(run, history, width), Text(), panels.metrics(run, width)]
+        top += [Line(), *panels.progress(run, history, width), Line(), panels.metrics(run, width)]
         most_others = 4 if height >= 30 else 2
         bottom = panels.others(runs, focus, width, most_others) if len(runs) > 1 else []
         bottom += panels.abstained(focus.engine, width, most=1 if height < 30 else 2)
@@ -123,7 +150,7 @@ class LiveView:
         free = room - len(middle) - 2  # an empty line above each of the two
         chart = panels.curve(history, width, min(free, _MAX_CURVE)) if free >= _MIN_CURVE else []
         body = [*top, *_spaced(chart), *_spaced(middle)]
-        body += [Text()] * (height - len(body) - len(bottom))
+        body += [Line()] * (height - len(body) - len(bottom))
         return _margin([*body[: height - len(bottom)], *bottom])
 
     def _focused(self, runs: Sequence[Watched]) -> Watched | None:
@@ -156,15 +183,15 @@ class LiveView:
         return f"last row {duration(now - stamp)} ago"
 
 
-def _middle(focus: Watched, width: int, room: int) -> list[Text]:
+def _middle(focus: Watched, width: int, room: int) -> list[Line]:
     """Findings and advice, in as much detail as leaves room for the curve, or else as fits."""
-    found: list[Text] = []
+    found: list[Line] = []
     for spare in (_MIN_CURVE + 2, 1):
         for detail in (3, 2, 1) if spare > 1 else (1, 0):
             found = panels.findings(focus.engine, width, detail)
             plan = panels.advice(focus.engine, width, detail)
             if len(found) + len(plan) + 1 + spare <= room:
-                return [*found, Text(), *plan] if plan else found
+                return [*found, Line(), *plan] if plan else found
     plan = panels.advice(focus.engine, width, 0)
     kept = max(room - len(plan) - 3, 1)
     if len(found) > kept:
@@ -172,7 +199,7 @@ def _middle(focus: Watched, width: int, room: int) -> list[Text]:
     return [*found, *plan]
 
 
-def _footer(watching: Watching, focus: Watched, age: str, width: int) -> Text:
+def _footer(watching: Watching, focus: Watched, age: str, width: int) -> Line:
     parts: list[Part] = [(age, DIM)]
     if focus.skipped_lines:
         parts.append((f"   {focus.skipped_lines:,} lines skipped", DIM))
@@ -185,23 +212,24 @@ def _footer(watching: Watching, focus: Watched, age: str, width: int) -> Text:
     return spread(parts, [("Ctrl-C ends the watch", DIM)], width)
 
 
-def _waiting(watching: Watching, address: str, width: int) -> list[Text]:
+def _waiting(watching: Watching, address: str, width: int) -> list[Line]:
     lines = [line([("lorawatch  ", NEXT), ("○ waiting", DIM)], width)]
     if address:
         lines.append(line([(clean(address, 80), DIM)], width))
-    lines += [Text(), *wrapped(f"Waiting for {clean(watching.waiting_for)}", width, 0, BOLD)]
+    lines += [Line(), *wrapped(f"Waiting for {clean(watching.waiting_for)}", width, 0, BOLD)]
     for message in list(watching.problems.values())[:3]:
         lines += wrapped(clean(message), width, 0, SEVERITY_STYLES[Severity.WARNING], most=2)
-    return [*lines, Text(), line([("Ctrl-C ends the watch", DIM)], width)]
+    return [*lines, Line(), line([("Ctrl-C ends the watch", DIM)], width)]
 
 
-def _spaced(lines: list[Text]) -> list[Text]:
-    return [Text(), *lines] if lines else []
+def _spaced(lines: list[Line]) -> list[Line]:
+    return [Line(), *lines] if lines else []
 
 
-def _margin(lines: list[Text]) -> list[Text]:
+def _margin(lines: list[Line]) -> list[Line]:
     for text in lines:
-        text.pad_left(1)
+        text.parts.insert(0, (" ", PLAIN))
+        text.cells += 1
     return lines
 
 

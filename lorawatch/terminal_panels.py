@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len
 from rich.style import Style
-from rich.text import Text
 
 from lorawatch.engine import Abstention, Engine
 from lorawatch.exporter import Watched
@@ -25,6 +24,7 @@ from lorawatch.terminal_text import (
     NEXT,
     PLAIN,
     SEVERITY_STYLES,
+    Line,
     Part,
     clean,
     cut,
@@ -53,7 +53,7 @@ def status(run: Run) -> Part:
     return ("● live", GOOD) if run.rows else ("○ waiting", DIM)
 
 
-def header(watched: Watched, metrics_address: str, width: int) -> list[Text]:
+def header(watched: Watched, metrics_address: str, width: int) -> list[Line]:
     """Who is watched, by which file, and where its metrics are."""
     run = watched.engine.run
     sources = list(watched.sources)
@@ -71,7 +71,7 @@ def header(watched: Watched, metrics_address: str, width: int) -> list[Text]:
     ]
 
 
-def progress(run: Run, history: RunHistory, width: int) -> list[Text]:
+def progress(run: Run, history: RunHistory, width: int) -> list[Line]:
     """How far the run is, and how long it will take by the times in its records."""
     total, share, pace = run.max_steps, run.progress, history.pace.seconds_per_step
     about = "≈" if run.steps_estimated else ""
@@ -97,7 +97,7 @@ def progress(run: Run, history: RunHistory, width: int) -> list[Text]:
     return [bar, line(words, width)]
 
 
-def metrics(run: Run, width: int) -> Text:
+def metrics(run: Run, width: int) -> Line:
     """The last value of each metric that matters."""
     parts: list[Part] = []
     for name, label in (("loss", "loss"), ("", "level"), ("eval_loss", "eval"), ("grad_norm", "grad norm")):
@@ -119,7 +119,7 @@ def _metric(label: str, value: float) -> list[Part]:
     ]
 
 
-def curve(history: RunHistory, width: int, height: int) -> list[Text]:
+def curve(history: RunHistory, width: int, height: int) -> list[Line]:
     """The loss over the steps; the last of ``height`` lines is the axis."""
     train, evaluation = history.loss, history.eval_loss
     ends = [*train.steps[:1], *train.steps[-1:], *evaluation.steps[:1], *evaluation.steps[-1:]]
@@ -132,11 +132,10 @@ def curve(history: RunHistory, width: int, height: int) -> list[Text]:
     )  # fmt: skip
     if drawn is None:
         return []
-    lines: list[Text] = []
+    lines: list[Line] = []
     for index, row in enumerate(drawn.rows):
         label = number_short(drawn.high) if index == 0 else number_short(drawn.low) if index == height - 2 else ""
-        text = Text(f"{label:>{_AXIS - 2}} ", DIM, no_wrap=True)
-        text.append("┤" if label else "│", DIM)
+        text = Line([(f"{label:>{_AXIS - 2}} {'┤' if label else '│'}", DIM)])
         if EVAL_MARK in row:
             for piece in re.split(f"({EVAL_MARK}+)", row):
                 text.append(piece, _EVAL if piece.startswith(EVAL_MARK) else _TRAIN)
@@ -158,7 +157,7 @@ def number_short(value: float) -> str:
     return text if len(text) <= _AXIS - 2 else f"{value:.0e}"
 
 
-def findings(engine: Engine, width: int, detail: int) -> list[Text]:
+def findings(engine: Engine, width: int, detail: int) -> list[Line]:
     """What is wrong now, causes first.
 
     Args:
@@ -169,10 +168,10 @@ def findings(engine: Engine, width: int, detail: int) -> list[Text]:
     active = engine.active()
     if not active:
         return _all_well(engine, width)
-    lines: list[Text] = []
+    lines: list[Line] = []
     for finding, symptoms in grouped(active):
         if lines and detail >= 2:
-            lines.append(Text())
+            lines.append(Line())
         lines += _finding(engine.run, finding, symptoms, width, detail)
     resolved = sum(finding.state == "resolved" for finding in engine.findings)
     if resolved and detail >= 2:
@@ -180,7 +179,7 @@ def findings(engine: Engine, width: int, detail: int) -> list[Text]:
     return lines
 
 
-def _finding(run: Run, finding: Finding, symptoms: Sequence[Finding], width: int, detail: int) -> list[Text]:
+def _finding(run: Run, finding: Finding, symptoms: Sequence[Finding], width: int, detail: int) -> list[Line]:
     age = run.step - finding.since_step
     when = f"since step {finding.since_step:,}" + (f" (+{age:,})" if age > 0 else "")
     mark = "  experimental" if finding.maturity == "experimental" else ""
@@ -208,7 +207,7 @@ def _finding(run: Run, finding: Finding, symptoms: Sequence[Finding], width: int
     return lines
 
 
-def _all_well(engine: Engine, width: int) -> list[Text]:
+def _all_well(engine: Engine, width: int) -> list[Line]:
     if not engine.run.rows:
         return [line([("nothing judged yet", DIM)], width)]
     judged = len(engine.rule_seconds()) - len(engine.abstained())
@@ -222,13 +221,13 @@ def _all_well(engine: Engine, width: int) -> list[Text]:
     return lines
 
 
-def advice(engine: Engine, width: int, detail: int) -> list[Text]:
+def advice(engine: Engine, width: int, detail: int) -> list[Line]:
     """The one change to make next, with its reason and cost; the others behind it, a line each."""
     chosen = engine.next_adjustment()
     others = [
         adjustment for finding in engine.active() for adjustment in finding.adjustments if adjustment is not chosen
     ]
-    lines: list[Text] = []
+    lines: list[Line] = []
     if chosen is not None:
         terms = f"{_APPLY[chosen.apply]} · {chosen.confidence} confidence"
         change = clean(adjustment_text(chosen), 200)
@@ -247,24 +246,35 @@ def advice(engine: Engine, width: int, detail: int) -> list[Text]:
     return lines
 
 
-def _headed(text: Text) -> Text:
+def _others(engine: Engine, chosen: Adjustment | None) -> list[Adjustment]:
+    """The further adjustments, one for each parameter: the one whose finding stands first."""
+    told = {chosen.parameter} if chosen is not None else set()
+    rest: list[Adjustment] = []
+    for finding in engine.active():
+        for adjustment in finding.adjustments:
+            subject = adjustment.parameter or str(adjustment.proposed)
+            if subject not in told:
+                told.add(subject)
+                rest.append(adjustment)
+    return rest
+
+
+def _headed(text: Line) -> Line:
     """``text``, which is indented by six cells, with the head in its indent."""
-    headed = Text("Next  ", NEXT, no_wrap=True)
-    headed.append_text(text[6:])
-    return headed
+    return Line([("Next  ", NEXT), *text.parts[1:]])
 
 
-def _other(adjustment: Adjustment, rest: str, width: int) -> Text:
+def _other(adjustment: Adjustment, rest: str, width: int) -> Line:
     head = "Then  " if adjustment.parameter else "Look  "
     reason = adjustment.conflicts or adjustment.why
     words: list[Part] = [(head, ACCENT), (clean(adjustment_text(adjustment), 200), PLAIN), (f"  {clean(reason)}", DIM)]
     return spread(words, [(rest, DIM)], width) if rest else line(words, width)
 
 
-_POINTS = re.compile(r"\d+ points of \S+ \(\d+ so far\)")
+_TOO_FEW = re.compile(r"\d+ (?P<what>points|steps)\b.* \(\d+ so far\)")
 
 
-def abstained(engine: Engine, width: int, most: int = 2) -> list[Text]:
+def abstained(engine: Engine, width: int, most: int = 2) -> list[Line]:
     """How many rules do not judge, and why, the commonest reasons first."""
     silent = engine.abstained()
     if not silent:
@@ -281,20 +291,22 @@ def _reason(one: Abstention) -> str:
         return "not for " + missing.removeprefix("not for a run of kind ")
     if missing.startswith("switched off"):
         return "failed"
-    if _POINTS.fullmatch(missing):
-        return "too few points"
+    few = _TOO_FEW.fullmatch(missing)
+    if few:
+        return f"too few {few['what']}"
     if missing.startswith("fact "):
         return clean(missing.removeprefix("fact ") + " not known", 40)
-    return clean(missing if " " in missing else f"no {missing}", 40)
+    first = missing.partition(" or ")[0].removeprefix("a ")  # of several metrics that would do, the usual one
+    return clean(f"no {first}", 40)
 
 
-def others(runs: Iterable[Watched], focus: Watched, width: int, most: int) -> list[Text]:
+def others(runs: Iterable[Watched], focus: Watched, width: int, most: int) -> list[Line]:
     """The other runs, a line each."""
     rest = [one for one in runs if one is not focus]
     rest.sort(
         key=lambda one: (-max((finding.severity for finding in one.engine.active()), default=-1), one.engine.run.ended)
     )
-    lines: list[Text] = []
+    lines: list[Line] = []
     for one in rest[:most]:
         engine = one.engine
         active = engine.active()
