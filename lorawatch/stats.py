@@ -147,6 +147,15 @@ def linear_fit(values: Sequence[float]) -> tuple[float, float]:
     return sum(values) / count - slope * line[-1], slope
 
 
+def power_about_line(values: Sequence[float]) -> float:
+    """Sum of the squared distances of equally spaced points from their least-squares line; infinite where it is."""
+    line, line_power, _, _ = _basis(len(values))
+    mean = sum(values) / len(values)
+    slope = sum(map(mul, line, values)) / line_power
+    rest = [value - mean - slope * place for value, place in zip(values, line, strict=True)]
+    return sum(map(mul, rest, rest))
+
+
 def von_neumann_ratio(values: Sequence[float]) -> float:
     """Mean squared difference of neighbours over the variance, after a linear detrend.
 

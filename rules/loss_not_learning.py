@@ -188,7 +188,7 @@ class LossNotLearning(Rule):
 
 def _classes(level: float, run: Run) -> int:
     """The number of classes whose even guess has this loss; 0 when there is none."""
-    if run.kind is not Kind.CLASSIFICATION:
+    if run.kind is not Kind.CLASSIFICATION or not level < 3.1:  # ln 21 is 3.04
         return 0
     classes = round(math.exp(level))
     return classes if 2 <= classes <= 20 and abs(level - math.log(classes)) < 0.012 else 0

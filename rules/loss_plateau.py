@@ -11,7 +11,7 @@ from lorawatch.records import MetricRow
 from lorawatch.remedies import larger_rank, look, raise_rate
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import RECENT, SUPERVISED, Run
-from lorawatch.stats import linear_fit, mann_kendall_z, theil_sen
+from lorawatch.stats import linear_fit, mann_kendall_z, power_about_line, theil_sen
 
 
 @dataclass(slots=True)
@@ -81,11 +81,10 @@ class LossPlateau(Rule):
             return None
         values = [sum(points[at : at + group]) / group for at in range(0, len(points), group)]
         level = sum(values) / 64
-        intercept, slope = linear_fit(values)
+        _, slope = linear_fit(values)
         if abs(slope * 64) > 3.0 * self.change * level:  # far from flat: spare the costly tests
             return None
-        power = sum((value - intercept - slope * index) ** 2 for index, value in enumerate(values)) / 62
-        error = math.sqrt(12 * power / 64) / level
+        error = math.sqrt(12 * power_about_line(values) / 62 / 64) / level
         change = theil_sen(values) * 64 / level
         if error > self.error or abs(change) >= self.change / self.easing or abs(mann_kendall_z(values)) >= 1.96:
             return None

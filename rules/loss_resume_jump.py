@@ -11,7 +11,7 @@ from lorawatch.records import MetricRow
 from lorawatch.remedies import look
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import SUPERVISED, Run
-from lorawatch.stats import linear_fit
+from lorawatch.stats import linear_fit, power_about_line
 
 
 @dataclass(slots=True)
@@ -66,11 +66,7 @@ class LossResumeJump(Rule):
         before, after = values[:size], values[size:]
         mean, now = sum(before) / size, sum(after) / size
         _, slope = linear_fit(before)
-        noise = math.sqrt(
-            sum((value - mean - slope * (index - (size - 1) / 2)) ** 2 for index, value in enumerate(before))
-            / (size - 2)
-        )
-        noise = max(noise, run.loss.sigma)
+        noise = max(math.sqrt(power_about_line(before) / (size - 2)), run.loss.sigma)
         error = noise * math.sqrt(2 / size)
         # The fall that was under way may go on, at most: it does not speak for a jump down.
         low = mean + min(slope, 0.0) * size
