@@ -30,13 +30,14 @@ class Journal:
         Raises:
             OSError: The file cannot be opened, or the disk is full.
         """
-        data = b"".join(map(_line, records))
-        descriptor = self._descriptor
-        if descriptor is None:
-            descriptor = self._descriptor = self._open()
-        while data:
-            # A full disk takes a part and refuses the rest: the second write is what raises.
-            data = data[os.write(descriptor, data) :]
+        for record in records:
+            line = encode(record)
+            if self._descriptor is None:
+                self._descriptor = self._open()
+            written = os.write(self._descriptor, line)
+            while written < len(line):
+                # A full disk takes a part and refuses the rest: the second write is what raises.
+                written += os.write(self._descriptor, line[written:])
 
     def close(self) -> None:
         """Close the file; a later :meth:`write` opens it again."""
@@ -54,8 +55,3 @@ class Journal:
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             os.write(descriptor, b"\n")  # an earlier process was cut off within a line: leave it torn, start a new one
         return descriptor
-
-
-def _line(record: Record) -> bytes:
-    line = encode(record)
-    return line if line.endswith(b"\n") else line + b"\n"

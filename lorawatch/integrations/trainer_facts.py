@@ -159,7 +159,7 @@ def _adapter(model: Any) -> Any:
 def _parameters(model: Any) -> tuple[int, int] | None:
     """Trainable and all parameters. PEFT's own count knows packed 4-bit weights and partitioned ones."""
     count: Any = getattr(model, "get_nb_trainable_parameters", None)
-    if callable(count):
+    if count is not None:
         trainable, total = count()
         return int(trainable), int(total)
     if not hasattr(model, "parameters"):

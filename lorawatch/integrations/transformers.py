@@ -193,12 +193,11 @@ class LoraWatchCallback(TrainerCallback):
         self.__init__(kept["settings"], actions=names, path=kept["path"], quiet=kept["quiet"])  # type: ignore[misc]
 
     def _take(self, *records: Record) -> None:
-        engine = self._engine
-        if engine is None:
-            return
-        self._write(records)
-        for record in records:
-            engine.feed(record)
+        if self._engine is not None:
+            if self._journal is not None:
+                self._write(records)
+            for record in records:
+                self._engine.feed(record)
 
     def _write(self, records: Iterable[Record]) -> None:
         if self._journal is None:

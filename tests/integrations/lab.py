@@ -38,7 +38,7 @@ VOCABULARY = WORDS + len(SPECIAL)
 
 
 @cache
-def successors(seed: int, shared: float = 0.5) -> list[list[int]]:
+def successors(seed: int, shared: float = 0.8) -> list[list[int]]:
     """Three possible next words of each word; a share of the words goes on as in chain 0."""
     base = random.Random(0)
     chain = [[base.randrange(WORDS) for _ in range(3)] for _ in range(WORDS)]
@@ -138,6 +138,14 @@ def arguments(folder: Path, kind: type[TrainingArguments] = TrainingArguments, *
     return kind(**given)
 
 
+class InOrder(Trainer):
+    """A Trainer that does not shuffle."""
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        rows: Any = self.train_dataset
+        return torch.utils.data.SequentialSampler(rows)
+
+
 def train(
     folder: Path,
     *callbacks: TrainerCallback,
@@ -145,10 +153,11 @@ def train(
     data: Dataset | None = None,
     evaluation: Dataset | None = None,
     resume: bool = False,
+    unshuffled: bool = False,
     **changes: Any,
 ) -> Trainer:
-    """Train with a plain Trainer; returns it when it is done."""
-    trainer = Trainer(
+    """Train with a plain Trainer; returns it when it is done. ``unshuffled`` takes the rows as they stand."""
+    trainer = (InOrder if unshuffled else Trainer)(
         model=adapted() if model is None else model,
         args=arguments(folder, **changes),
         train_dataset=tokens(64) if data is None else data,

@@ -1,0 +1,199 @@
+"""Microseconds that a callback costs a training step: LoraWatchCallback beside others, in one process.
+
+Each arm trains the same tiny model by a real Trainer with one callback more; a stopwatch stands around each event of
+that callback alone, so that what is added up is its own time, with the caches as cold as a real step leaves them.
+Arms are interleaved and medians taken over the rounds. Usage: ``python benchmarks/overhead.py [--rounds 5]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRACKIO_GPU_LOG_INTERVAL": "0"}
+
+import torch
+from results_file import write
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+EVENTS = (
+    "on_train_begin", "on_train_end", "on_epoch_begin", "on_epoch_end", "on_step_begin", "on_pre_optimizer_step",
+    "on_optimizer_step", "on_substep_end", "on_step_end", "on_log", "on_evaluate", "on_save",
+)  # fmt: skip
+SKIPPED = 20
+"""First steps of each run, in which files are opened and caches filled: left out."""
+
+
+class Noop(TrainerCallback):
+    """Overrides nothing."""
+
+
+@dataclass(slots=True)
+class Times:
+    """Nanoseconds of one callback, by step: of steps that were logged, and of the others."""
+
+    logged: list[int] = field(default_factory=list)
+    others: list[int] = field(default_factory=list)
+    on_log: list[int] = field(default_factory=list)
+
+
+class Stopwatch(TrainerCallback):
+    """Hands each event on to one callback and adds up what that takes."""
+
+    def __init__(self, inner: TrainerCallback, times: Times) -> None:
+        self._inner = inner
+        self._times = times
+        self._spent = 0
+        self._log = 0
+        for event in EVENTS:
+            setattr(self, event, self._timed(getattr(inner, event), event))
+
+    def _timed(self, method: Callable[..., Any], event: str) -> Callable[..., Any]:
+        clock = time.perf_counter_ns
+
+        def call(args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+            if event == "on_step_begin":
+                self._step_over(state.global_step)
+            before = clock()
+            result = method(args, state, control, **kwargs)
+            spent = clock() - before
+            self._spent += spent
+            if event == "on_log":
+                self._log = spent
+            return result
+
+        return call
+
+    def _step_over(self, step: int) -> None:
+        if step > SKIPPED:
+            (self._times.logged if self._log else self._times.others).append(self._spent)
+            if self._log:
+                self._times.on_log.append(self._log)
+        self._spent = self._log = 0
+
+
+class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """Random tokens."""
+
+    def __init__(self, count: int) -> None:
+        self._rows = torch.randint(0, 128, (count, 16), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self._rows[index], "labels": self._rows[index]}
+
+
+def model() -> Any:
+    """A very small Llama with an adapter, so that the rules see what they see in a real run."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=32,
+    )  # fmt: skip
+    return get_peft_model(LlamaForCausalLM(config), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+
+
+def train(make: Callable[[], TrainerCallback], times: Times, *, steps: int, logging_steps: int) -> None:
+    """Train once with the callback that ``make`` gives, and add its times to ``times``."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        args = TrainingArguments(
+            output_dir=folder, max_steps=steps, logging_steps=logging_steps, per_device_train_batch_size=2,
+            learning_rate=1e-3, save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )  # fmt: skip
+        trainer = Trainer(model=model(), args=args, train_dataset=Rows(512), callbacks=[Stopwatch(make(), times)])
+        shown = io.StringIO()
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+            trainer.train()
+
+
+def arms() -> dict[str, Callable[[], TrainerCallback]]:
+    """The callbacks to measure, by the name in the table."""
+    from transformers.integrations.integration_utils import TensorBoardCallback, TrackioCallback
+
+    from lorawatch import LoraWatchCallback
+
+    return {
+        "no-op callback": Noop,
+        "LoraWatchCallback": LoraWatchCallback,
+        "TensorBoardCallback": TensorBoardCallback,
+        "TrackioCallback (local)": TrackioCallback,
+    }
+
+
+def table(found: dict[str, tuple[Times, str]]) -> str:
+    """The result, as Markdown."""
+    lines = [
+        "| | logged step, median | p99 | its `on_log`, median | other step, median | p99 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, (times, problem) in found.items():
+        if problem:
+            lines.append(f"| {name} | not measured: {problem} | | | | |")
+            continue
+        cells = [
+            f"{median(times.logged) / 1e3:.1f}", f"{percentile(times.logged, 0.99) / 1e3:.0f}",
+            f"{median(times.on_log) / 1e3:.1f}", f"{median(times.others) / 1e3:.1f}",
+            f"{percentile(times.others, 0.99) / 1e3:.0f}",
+        ]  # fmt: skip
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def percentile(values: list[int], share: float) -> int:
+    """The value below which a share of the values lies."""
+    return sorted(values)[int(share * (len(values) - 1))]
+
+
+def main() -> None:
+    """Measure, print and keep the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="times that each arm is run")
+    parser.add_argument("--steps", type=int, default=400, help="steps of each run")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["TRACKIO_DIR"] = home
+        found = {name: (Times(), "") for name in arms()}
+        for _ in range(options.rounds):
+            for name, make in arms().items():
+                times, problem = found[name]
+                if problem:
+                    continue
+                try:
+                    # Two kinds of run: a row at each step, and a row at each tenth.
+                    train(make, times, steps=options.steps, logging_steps=1)
+                    train(make, times, steps=options.steps, logging_steps=10)
+                except Exception as error:
+                    found[name] = (times, f"{type(error).__name__}: {str(error)[:100]}")
+    rows = len(found["LoraWatchCallback"][0].logged)
+    body = (
+        f"{table(found)}\n\n"
+        "Microseconds of the callback's own time a step: perf_counter_ns around each of its events in a real Trainer "
+        f"loop, tiny Llama with LoRA, one thread, all rules on; {options.rounds} interleaved rounds of "
+        f"{options.steps} steps with logging_steps 1 and 10, {rows} logged steps an arm, the first {SKIPPED} steps of "
+        "a run left out. The stopwatch itself is part of each figure: what a callback adds is the difference to the "
+        "no-op. Must hold: LoraWatchCallback at most 60 on a logged step, at most 5 over the no-op on others. "
+        "TrackioCallback writes to its local store; nothing is sent.\n"
+    )
+    write("overhead", "Cost inside the training loop", body, "transformers", "torch", "tensorboard", "trackio")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
