@@ -82,22 +82,22 @@ def _read(file: Path) -> Settings:
         raise SettingsError(f"{file}: cannot be read: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file}: is not valid TOML: {error}") from None
-    settings = Settings()
     known = {"rules", *_LISTS, *_TEXTS}
+    given: dict[str, Any] = {}
     for name, value in document.items():
         if name not in known:
             raise SettingsError(f"{file}: unknown setting {name!r}{nearest(name, known)}")
         if name == "rules":
-            settings = replace(settings, rules=_tables(value, file))
+            given[name] = _tables(value, file)
         elif name in _LISTS:
             if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
                 raise SettingsError(f"{file}: {name} must be a list of strings, is {value!r}")
-            settings = replace(settings, **{name: tuple(value)})
+            given[name] = tuple(value)
         else:
             if not isinstance(value, str):
                 raise SettingsError(f"{file}: {name} must be a string, is {value!r}")
-            settings = replace(settings, **{name: value})
-    return _checked(settings, str(file))
+            given[name] = value
+    return _checked(Settings(**given), str(file))
 
 
 def _tables(value: Any, file: Path) -> dict[str, dict[str, Any]]:

@@ -153,7 +153,7 @@ def power_about_line(values: Sequence[float]) -> float:
     mean = sum(values) / len(values)
     slope = sum(map(mul, line, values)) / line_power
     rest = [value - mean - slope * place for value, place in zip(values, line, strict=True)]
-    return sum(map(mul, rest, rest))
+    return float(sum(map(mul, rest, rest)))
 
 
 def von_neumann_ratio(values: Sequence[float]) -> float:

@@ -5,12 +5,14 @@ That the callback finds the same as a replay of what it wrote is tested on real 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,10 +50,9 @@ def pieces(data: bytes, seed: str, most: int) -> Iterator[bytes]:
 def grow(original: Path, target: Path, seed: str) -> Iterator[None]:
     """Let ``target`` become ``original`` as a trainer would write it: appended, or rewritten with a longer history."""
     if original.suffix == ".json":
-        try:
+        document: Any = None
+        with contextlib.suppress(ValueError):
             document = json.loads(original.read_bytes())
-        except ValueError:
-            document = None
         history = document.get("log_history") if isinstance(document, dict) else None
         if not isinstance(history, list):
             shutil.copyfile(original, target)
