@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+from operator import le
 from pathlib import Path
 from typing import Any, ClassVar
 
-import msgspec
-
 from lorawatch.records import FactUpdate, LifecycleEvent, MetricRow, Record
 from lorawatch.sources.console_gap import Gap
+from lorawatch.sources.console_kaggle import KaggleWrapping, is_wrapped
 from lorawatch.sources.console_steps import StepClock
 from lorawatch.sources.console_text import DICT, clean, decode_dicts, is_row
 from lorawatch.sources.follow import CHUNK
@@ -23,17 +23,7 @@ _HOST = re.compile(
 # What may stand before a row: nothing, marks of a quotation, or a prefix that ends as loggers end theirs.
 _PREFIX_END = re.compile(rb"(?:^|[:\]|>#\-%)\[}'\"]|\bINFO|\bDEBUG)\s*\Z")
 _LONG = re.compile(rb"'grad_norm': '?\d*\.?\d*[1-9]\d{0,20}|'learning_rate': '?\d\.\d{8,}")
-_KAGGLE_MARK = b'"stream_name":'
-
-
-class _Piece(msgspec.Struct):
-    """One entry of Kaggle's log file, which is a JSON array. Its time counts from the start of the session."""
-
-    data: str
-
-
-_PIECE = msgspec.json.Decoder(_Piece).decode
-_CARRY = 1 << 16
+_ODD_NAMES = frozenset({"step", "train_runtime"})
 
 
 class ConsoleSource(LineSource):
@@ -51,11 +41,12 @@ class ConsoleSource(LineSource):
     def __init__(self, path: Path, *, chunk: int = CHUNK) -> None:
         self._clock = StepClock()
         self._gap = Gap()
-        self._carry = b""
-        self._kaggle = False
+        self._wrapping = KaggleWrapping()
         self._host: bytes | None = None
         self._last_raw = b""
         self._last_bar: int | None = None
+        self._unit_total: int | None = None
+        self._unit = DICT
         self._plain_last: int | None = None
         self._plain_first: int | None = None
         self._told_every: int | None = None
@@ -63,9 +54,14 @@ class ConsoleSource(LineSource):
         super().__init__(path, chunk=chunk)
 
     def _parse(self, block: bytes) -> list[Record]:
-        if self._kaggle or _KAGGLE_MARK in block:
-            block = self._unwrap(block)
+        if self._wrapping.used or is_wrapped(block):
+            bad = self._wrapping.bad_lines
+            block = self._wrapping.unwrap(block)
+            self._bad_lines += self._wrapping.bad_lines - bad
         block = clean(block)
+        steady = self._steady(block)
+        if steady is not None:
+            return steady
         parts = DICT.split(block)
         dicts = parts[1::2]
         out: list[Record] = []
@@ -118,6 +114,49 @@ class ConsoleSource(LineSource):
             self._last_raw, self._last_bar = last_raw, step
         self._read_gap(parts[-1], out, before_dict=False)
         return out
+
+    def _steady(self, block: bytes) -> list[Record] | None:
+        """Read a block that holds nothing but rows, each behind a bar at the step where it is due; None for others.
+
+        Everything here runs over the whole block in C, because that is what a log looks like most of the time. What
+        is asked of the block is what makes it sure that reading it row by row would give the same.
+        """
+        clock = self._clock
+        every, total, last_epoch = clock.every, clock.total, clock.epoch
+        if not every or total is None or last_epoch is None or not clock.settled:
+            return None
+        if every != self._told_every or self._gap.torn:
+            return None
+        if self._unit_total != total:
+            self._unit_total = total
+            self._unit = re.compile(rb"\| (\d+)/%d \[\d[^\[\]{}\n]*\][ \r]*\r(\{'[^{}\r\n]*\})\r?\n" % total)
+        units = self._unit.findall(block)
+        count = len(units)
+        if (
+            not count
+            or block[-1:] != b"\n"
+            or block.count(b"\n") != count
+            or block.count(b"{") != count
+            or block.count(b"[") != block.count(b"/%d [" % total)
+        ):
+            return None
+        numbers, dicts = zip(*units, strict=True)
+        steps = list(map(int, numbers))
+        if steps != list(range(clock.step + every, clock.step + every * (count + 1), every)):
+            return None
+        rows = decode_dicts(list(dicts))
+        for values in rows:
+            if values is None or "loss" not in values or "epoch" not in values or not _ODD_NAMES.isdisjoint(values):
+                return None
+        epochs = [values["epoch"] for values in rows]  # type: ignore[index]
+        # Sorted, and no NaN: those compare unequal to themselves once they have moved.
+        if epochs[0] < last_epoch or not epochs[-1] <= clock.epoch_of_rate * 1.3 or not _ascending(epochs):
+            return None
+        for values in rows:
+            del values["epoch"]  # type: ignore[union-attr]
+        clock.advance(count, steps[-1], epochs[-1])
+        self._last_raw, self._last_bar = dicts[-1], steps[-1]
+        return list(map(MetricRow, steps, rows, epochs))  # type: ignore[arg-type]
 
     def _takes(self, gap: bytes, raw: bytes) -> bool:
         """Whether what stands before a dict in its line lets it be a row, and one of the host that is followed."""
@@ -237,27 +276,8 @@ class ConsoleSource(LineSource):
         if isinstance(epochs, int | float) and 0 < epochs < 1e6:
             clock.stated_epochs = float(epochs)
 
-    def _unwrap(self, block: bytes) -> bytes:
-        """Return the text inside Kaggle's JSON; lines that are not wrapped stay as they are."""
-        self._kaggle = True
-        pieces = [self._carry]
-        for line in block.split(b"\n"):
-            entry = line.strip().lstrip(b"[,")
-            if _KAGGLE_MARK not in entry:
-                if entry not in {b"", b"]"}:
-                    pieces.append(line + b"\n")
-                continue
-            try:
-                pieces.append(_PIECE(entry).data.encode("utf-8", "replace"))
-            except (msgspec.MsgspecError, UnicodeDecodeError):
-                self._bad_lines += 1
-        text = b"".join(pieces)
-        cut = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
-        self._carry = text[cut:][-_CARRY:]
-        return text[:cut]
-
     def _parse_end(self) -> list[Record]:
-        rest, self._carry, self._kaggle = self._carry, b"", False
+        rest = self._wrapping.rest()
         return self._parse(rest + b"\n") if rest else []
 
     def _state(self) -> dict[str, Any]:
@@ -265,7 +285,7 @@ class ConsoleSource(LineSource):
         for name in _BYTES_STATE:
             value = getattr(self, name)
             state[name] = None if value is None else value.decode("latin-1")
-        return {**state, "clock": self._clock.state(), "gap": self._gap.state()}
+        return {**state, "clock": self._clock.state(), "gap": self._gap.state(), "kaggle": self._wrapping.state()}
 
     def _restore(self, state: dict[str, Any]) -> None:
         for name in _PLAIN_STATE:
@@ -275,7 +295,12 @@ class ConsoleSource(LineSource):
             setattr(self, name, None if value is None else value.encode("latin-1"))
         self._clock.restore(state["clock"])
         self._gap.restore(state["gap"])
+        self._wrapping.restore(state["kaggle"])
 
 
-_PLAIN_STATE = ("_kaggle", "_last_bar", "_told_every", "_told_total", "_plain_last", "_plain_first")
-_BYTES_STATE = ("_carry", "_host", "_last_raw")
+def _ascending(numbers: list[float]) -> bool:
+    return all(map(le, numbers, numbers[1:]))
+
+
+_PLAIN_STATE = ("_last_bar", "_told_every", "_told_total", "_plain_last", "_plain_first")
+_BYTES_STATE = ("_host", "_last_raw")

@@ -67,6 +67,11 @@ class Gap:
         self.marks = list(state["marks"])
         self._torn = state["_torn"].encode("latin-1")
 
+    @property
+    def torn(self) -> bool:
+        """Whether a row was torn in two, and its second half has not come."""
+        return bool(self._torn)
+
     def row_taken(self) -> None:
         """A training row was read: what was gathered for it is used up."""
         self.marks = []
@@ -84,12 +89,12 @@ class Gap:
         lines = text.split(b"\n")
         for number, line in enumerate(lines):
             whole = number < len(lines) - 1
-            pieces = line.split(b"\r")
+            pieces = line.removesuffix(b"\r").split(b"\r")
             for index, piece in enumerate(pieces):
                 last = not whole and index == len(pieces) - 1
                 if last and not before_dict:
                     break  # the empty rest after the last line end
-                self._piece(piece, clock, found, whole=not last)
+                self._piece(piece, clock, found, whole=not last, ends_line=whole and index == len(pieces) - 1)
             if whole:
                 self._after_dict = False
                 if self._torn:
@@ -100,7 +105,7 @@ class Gap:
             self._after_dict = True
         return found
 
-    def _piece(self, piece: bytes, clock: StepClock, found: list[Found], *, whole: bool) -> None:
+    def _piece(self, piece: bytes, clock: StepClock, found: list[Found], *, whole: bool, ends_line: bool) -> None:
         if not piece.strip():
             # tqdm erases its bar with spaces before something is printed.
             self._erased = self._erased or len(piece) > 4
@@ -108,7 +113,7 @@ class Gap:
         bar = read_bar(piece)
         if self._torn:
             self._mend(piece if bar is None else piece[bar.end :], found)
-        elif bar is None and whole and not self._after_dict:
+        elif bar is None and ends_line and not self._after_dict:
             self._line(piece, found)
         if bar is not None:
             self._bar(bar, clock, found)
@@ -147,7 +152,9 @@ class Gap:
     def _bar(self, bar: Bar, clock: StepClock, found: list[Found]) -> None:
         place = (bar.n, bar.total)
         titled = not _HOST_TITLE.fullmatch(bar.title)
-        if bar.postfix:
+        if clock.rows and bar.total == clock.total:
+            clock.bar = bar.n
+        elif bar.postfix:
             found.append(_found("plain", step=bar.n, values=bar.postfix))
         elif titled and (loss := read_title(bar.title)) is not None:
             found.append(_found("plain", step=bar.n, values={"loss": loss}))

@@ -57,21 +57,23 @@ def decode_dicts(dicts: list[bytes]) -> list[dict[str, float] | None]:
     blob = b"[" + b",".join(dicts) + b"]"
     if b'"' not in blob and b"\\" not in blob:
         text = blob.replace(b"'", b'"')
-        if b"nan" in text:
-            text = text.replace(b": nan", b': "nan"')
-        if b"inf" in text:
-            text = text.replace(b": inf", b': "inf"').replace(b": -inf", b': "-inf"')
-        try:
-            rows: list[dict[str, float] | None] = _DECODE(text)  # type: ignore[assignment]
-        except _CANNOT:
-            pass
-        else:
-            if len(rows) == len(dicts):
-                return rows
+        rows = _decode(text)
+        if rows is None and (b"nan" in text or b"inf" in text):
+            text = text.replace(b": nan", b': "nan"').replace(b": inf", b': "inf"').replace(b": -inf", b': "-inf"')
+            rows = _decode(text)
+        if rows is not None and len(rows) == len(dicts):
+            return rows
     if len(dicts) == 1:
         return [parse_dict(dicts[0])]
     half = len(dicts) // 2
     return decode_dicts(dicts[:half]) + decode_dicts(dicts[half:])
+
+
+def _decode(text: bytes) -> list[dict[str, float] | None] | None:
+    try:
+        return _DECODE(text)  # type: ignore[return-value]
+    except _CANNOT:
+        return None
 
 
 def parse_dict(raw: bytes) -> dict[str, float] | None:

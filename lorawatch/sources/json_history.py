@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from lorawatch.records import LifecycleEvent, MetricRow, Record
 from lorawatch.sources.facts import from_mapping
 from lorawatch.sources.history import HistorySource, read_document, with_restarts
-from lorawatch.sources.jsonl import take_row
+from lorawatch.sources.rows import take_row
 
 _DEPTH = 8
 _VISITS = 200_000

@@ -9,7 +9,7 @@ from typing import Literal
 from lorawatch.source import SourceError
 from lorawatch.sources.console_text import DICT, clean, decode_dicts, is_row, read_bar, read_plain, read_title
 from lorawatch.sources.follow import read_head
-from lorawatch.sources.jsonl import read_line, take_row
+from lorawatch.sources.rows import read_line, take_row
 
 Kind = Literal["lorawatch", "console", "llamafactory", "jsonl", "tensorboard", "json_history", "trainer_state"]
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from lorawatch.records import LifecycleEvent, MetricRow, Record
 from lorawatch.source import SourceError
 from lorawatch.sources.history import HistorySource, read_document, with_restarts
-from lorawatch.sources.jsonl import number, whole
+from lorawatch.sources.rows import number, whole
 
 _FACTS = (
     "max_steps",
