@@ -125,7 +125,7 @@ def oscillating(folder: Path, *callbacks: Any) -> Any:
 
 
 def lr_too_low(folder: Path, *callbacks: Any) -> Any:
-    return plain(folder, *callbacks, learning_rate=1e-7, max_steps=120, logging_steps=1)
+    return plain(folder, *callbacks, learning_rate=1e-7, max_steps=240)
 
 
 def resumed(folder: Path, *callbacks: Any) -> Any:
