@@ -45,6 +45,7 @@ class ConsoleSource(LineSource):
         self._host: bytes | None = None
         self._last_raw = b""
         self._last_bar: int | None = None
+        self._evaluated: dict[str, str] = {}
         self._unit_total: int | None = None
         self._unit = DICT
         self._plain_last: int | None = None
@@ -186,6 +187,8 @@ class ConsoleSource(LineSource):
                     self._bad_lines += 1
                 else:
                     self._row(values, found.raw, out)
+            elif found.kind == "eval":
+                self._told_again(found.values, out)
             elif found.kind == "json":
                 self._row(found.values, b"", out)
             else:
@@ -201,6 +204,7 @@ class ConsoleSource(LineSource):
             return
         if "loss" not in values and "reward" not in values and "learning_rate" not in values:
             step, estimated = clock.other(epoch)
+            self._evaluated = {name: repr(value) for name, value in list(values.items())[:100]}
             out.append(MetricRow(step, values, epoch, None, estimated))
             return
         if raw == self._last_raw and raw and clock.bar == self._last_bar and _LONG.search(raw):
@@ -224,6 +228,13 @@ class ConsoleSource(LineSource):
             self._told_total = clock.total
             out.append(FactUpdate({"max_steps": clock.total}, "console", inferred=True))
         out.append(MetricRow(step, values, epoch, None, estimated))
+
+    def _told_again(self, values: dict[str, float], out: list[Record]) -> None:
+        """A figure of an evaluation's block: mostly what the trainer's dict has told already, with fewer digits."""
+        for name, value in values.items():
+            known = self._evaluated.get(name)
+            if name != "epoch" and (known is None or abs(float(known) - value) > 1e-3 * max(1.0, abs(value))):
+                self._row(dict(values), b"", out)
 
     def _went_back(self, epoch: float | None, out: list[Record]) -> None:
         """A training row lies before the last one: a new run, or this one resumed."""
@@ -285,7 +296,13 @@ class ConsoleSource(LineSource):
         for name in _BYTES_STATE:
             value = getattr(self, name)
             state[name] = None if value is None else value.decode("latin-1")
-        return {**state, "clock": self._clock.state(), "gap": self._gap.state(), "kaggle": self._wrapping.state()}
+        return {
+            **state,
+            "clock": self._clock.state(),
+            "gap": self._gap.state(),
+            "eval": dict(self._evaluated),
+            "kaggle": self._wrapping.state(),
+        }
 
     def _restore(self, state: dict[str, Any]) -> None:
         for name in _PLAIN_STATE:
@@ -295,6 +312,7 @@ class ConsoleSource(LineSource):
             setattr(self, name, None if value is None else value.encode("latin-1"))
         self._clock.restore(state["clock"])
         self._gap.restore(state["gap"])
+        self._evaluated = dict(state["eval"])
         self._wrapping.restore(state["kaggle"])
 
 

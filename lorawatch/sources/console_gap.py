@@ -8,6 +8,10 @@ from typing import Any, Literal, NamedTuple
 from lorawatch.sources.console_steps import StepClock
 from lorawatch.sources.console_text import Bar, read_bar, read_facts, read_json_dicts, read_plain, read_title
 
+_BLOCK = re.compile(rb"\*{3,} ?(?:eval metrics|Evaluation results|Eval results).{0,80}", re.IGNORECASE)
+_BLOCK_LINE = re.compile(
+    rb"(?:.{0,120} - +)?\s*(epoch|eval_[\w/]{1,80}) +=? *([+-]?\d[\d.]*(?:[eE][+-]?\d+)?|nan|inf)\s*\Z"
+)
 _TORN_LIMIT = 1 << 14
 _HOST_TITLE = re.compile(rb"[#\[\w.-]{0,40}\d\]?:?|#|\[?rank\d+\]?:?|")
 
@@ -15,7 +19,7 @@ _HOST_TITLE = re.compile(rb"[#\[\w.-]{0,40}\d\]?:?|#|\[?rank\d+\]?:?|")
 class Found(NamedTuple):
     """One thing that a gap said."""
 
-    kind: Literal["facts", "plain", "torn", "bad", "json"]
+    kind: Literal["facts", "plain", "torn", "bad", "json", "eval"]
     facts: dict[str, Any]
     step: int
     values: dict[str, float]
@@ -23,7 +27,7 @@ class Found(NamedTuple):
 
 
 def _found(
-    kind: Literal["facts", "plain", "torn", "bad", "json"],
+    kind: Literal["facts", "plain", "torn", "bad", "json", "eval"],
     facts: dict[str, Any] | None = None,
     step: int = 0,
     values: dict[str, float] | None = None,
@@ -44,7 +48,7 @@ class Gap:
         other: Position and total of the last bar that is not the training bar: an evaluation, or another run.
     """
 
-    __slots__ = ("_after_dict", "_erased", "_last", "_torn", "marks", "other")
+    __slots__ = ("_after_dict", "_block", "_block_epoch", "_erased", "_last", "_torn", "marks", "other")
 
     def __init__(self) -> None:
         self.marks: list[int] = []
@@ -53,6 +57,8 @@ class Gap:
         self._erased = False
         self._after_dict = False
         self._torn = b""
+        self._block = False
+        self._block_epoch: float | None = None
 
     def state(self) -> dict[str, Any]:
         """All attributes, as plain JSON."""
@@ -141,6 +147,12 @@ class Gap:
         if b'{"' in piece:
             found.extend(_found("json", values=row) for row in read_json_dicts(piece))
             return
+        if piece.lstrip()[:3] == b"***" or b"***** " in piece:
+            self._block = bool(_BLOCK.search(piece))
+            self._block_epoch = None
+        elif self._block:
+            self._block_line(piece, found)
+            return
         plain = read_plain(piece)
         if plain is not None:
             found.append(_found("plain", step=plain[0], values=plain[1]))
@@ -148,6 +160,20 @@ class Gap:
         facts = read_facts(piece)
         if facts:
             found.append(_found("facts", facts=facts))
+
+    def _block_line(self, piece: bytes, found: list[Found]) -> None:
+        """A line of the block that the example scripts print after an evaluation."""
+        match = _BLOCK_LINE.match(piece)
+        if match is None:
+            # Run times are printed as 0:00:10.12: they stand in the block, and tell nothing of the model.
+            self._block = b"eval_" in piece or b"perplexity" in piece
+        elif match[1] == b"epoch":
+            self._block_epoch = float(match[2])
+        elif not match[1].endswith((b"runtime", b"per_second", b"samples")):
+            values = {match[1].decode("ascii", "replace"): float(match[2])}
+            if self._block_epoch is not None:
+                values["epoch"] = self._block_epoch
+            found.append(_found("eval", values=values))
 
     def _bar(self, bar: Bar, clock: StepClock, found: list[Found]) -> None:
         place = (bar.n, bar.total)

@@ -127,6 +127,22 @@ def test_an_evaluation_stands_at_the_step_of_its_row(tmp_path: Path) -> None:
     assert (last.step, last.values, last.epoch) == (10, {"eval_loss": 1.5, "eval_runtime": 2.0}, 0.1)
 
 
+def test_a_block_of_evaluation_results_is_read_unless_the_dict_told_it_already(tmp_path: Path) -> None:
+    block = """***** eval metrics *****
+  epoch                   =        0.1
+  eval_accuracy           =     0.7512
+  eval_loss               =     1.5001
+  eval_runtime            = 0:00:10.12
+  eval_samples            =        300
+The eval_loss = 3 of old
+"""
+    told = str({"eval_loss": 1.50012345, "epoch": 0.1}) + "\n"
+    alone = rows(read(ConsoleSource, tmp_path / "x.log", live_console(10) + block))[2:]
+    assert [(one.step, one.values) for one in alone] == [(10, {"eval_accuracy": 0.7512}), (10, {"eval_loss": 1.5001})]
+    beside = rows(read(ConsoleSource, tmp_path / "y.log", live_console(10) + told + block))[2:]
+    assert [one.values for one in beside] == [{"eval_loss": 1.50012345}, {"eval_accuracy": 0.7512}]
+
+
 def test_the_bar_of_an_evaluation_is_not_taken_for_that_of_the_run(tmp_path: Path) -> None:
     text = (
         live_console(10)[:-1]
