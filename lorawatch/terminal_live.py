@@ -148,6 +148,8 @@ class LiveView:
         room = height - len(top) - len(bottom)
         middle = _middle(focus, width, room)
         free = room - len(middle) - 2  # an empty line above each of the two
+        if free > _MIN_CURVE:
+            free -= 1  # and one below, where there is room
         chart = panels.curve(history, width, min(free, _MAX_CURVE)) if free >= _MIN_CURVE else []
         body = [*top, *_spaced(chart), *_spaced(middle)]
         body += [Line()] * (height - len(body) - len(bottom))
