@@ -40,6 +40,11 @@ def rank(findings: Sequence[Finding]) -> None:
         finding.adjustments = [_marked(item, chosen) for item in finding.adjustments]
 
 
+def lay_down(finding: Finding) -> None:
+    """None of its adjustments is to be made now: the finding has resolved."""
+    finding.adjustments = [_marked(item, None) for item in finding.adjustments]
+
+
 def _marked(item: Adjustment, chosen: Adjustment | None) -> Adjustment:
     if chosen is None:
         return dataclasses.replace(item, next=False, conflicts="")

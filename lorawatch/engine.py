@@ -261,6 +261,7 @@ class Engine:
         if watch.calm < rule.release:
             return
         finding.state, finding.resolved_step = "resolved", self.run.step
+        advice.lay_down(finding)
         watch.finding, watch.calm = None, 0
         rule.easing = 1.0
         advice.rank(self.active())

@@ -150,15 +150,18 @@ def adjustment_text(adjustment: Adjustment) -> str:
     return f"{adjustment.parameter}: {current}{value_text(adjustment.proposed)}"
 
 
-def finding_text(finding: Finding, symptoms: Sequence[Finding] = ()) -> str:
-    """One finding as a few lines of text: what, why with numbers, what to change; its symptoms folded under it."""
+def finding_text(finding: Finding, symptoms: Sequence[Finding] = (), *, verbose: bool = False) -> str:
+    """One finding as a few lines of text: what, why with numbers, what to change; its symptoms folded under it.
+
+    What has resolved needs no change any more: its adjustments are shown only when ``verbose``.
+    """
     steps = f"step {finding.opened_step}"
     if finding.resolved_step is not None:
         steps += f", resolved at {finding.resolved_step}"
     mark = "" if finding.maturity == "stable" else ", experimental"
     lines = [f"{finding.severity.label.upper():<8} {finding.title}  [{finding.rule}, {steps}{mark}]"]
     lines += _wrap(finding.summary, "         ")
-    for adjustment in finding.adjustments:
+    for adjustment in finding.adjustments if verbose or finding.state == "firing" else ():
         head = "next" if adjustment.next else "then" if adjustment.parameter else "look"
         apply = "" if adjustment.apply in ("restart", "check") else f", {adjustment.apply}"
         text = f"{adjustment_text(adjustment)} – {adjustment.why}"
@@ -206,7 +209,7 @@ def engine_text(engine: Engine, *, verbose: bool = False) -> list[str]:
     """What an engine found, as lines of text."""
     lines: list[str] = []
     for finding, symptoms in grouped(engine.findings):
-        lines.append(finding_text(finding, symptoms))
+        lines.append(finding_text(finding, symptoms, verbose=verbose))
     if not engine.findings:
         lines.append("no findings")
     for rule, error in engine.rule_errors.items():

@@ -88,7 +88,7 @@ class EvalOverfit(Rule):
 
     hold: int = param(1, unit="evaluations", help="Breaches before it opens; the rule itself waits for two in a row.")
     release: int = param(2, unit="evaluations", help="Evaluations back near the best, in a row, before it resolves.")
-    cooldown: int = param(500, unit="steps", help="A breach this soon after it resolved reopens the same finding.")
+    cooldown: int = param(0, unit="steps", help="A breach this soon after it resolved reopens the same finding.")
     least: float = param(0.01, unit="ratio", help="Rise above the best, as a share of it, that is never noise.")
     sigmas: float = param(3.0, unit="sigma", help="Rise above the best in standard deviations of the noise.")
     most: float = param(0.03, unit="ratio", help="Rise above the best that counts whatever the noise.")

@@ -149,6 +149,7 @@ def test_no_adjustment_is_next_once_all_is_resolved() -> None:
     engine = engine_of(TooHigh(hold=1))
     feed(engine, 11, 1, 1)
     assert engine.next_adjustment() is None
+    assert not any(adjustment.next for adjustment in engine.findings[0].adjustments)
 
 
 def test_a_rule_that_raises_is_off_for_this_run_said_once_and_takes_nothing_down() -> None:
