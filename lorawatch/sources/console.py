@@ -204,7 +204,8 @@ class ConsoleSource(LineSource):
             return
         if "loss" not in values and "reward" not in values and "learning_rate" not in values:
             step, estimated = clock.other(epoch)
-            self._evaluated = {name: repr(value) for name, value in list(values.items())[:100]}
+            kept = self._evaluated if len(self._evaluated) < 200 else {}  # names come from a log
+            self._evaluated = kept | {name: repr(value) for name, value in list(values.items())[:100]}
             out.append(MetricRow(step, values, epoch, None, estimated))
             return
         if raw == self._last_raw and raw and clock.bar == self._last_bar and _LONG.search(raw):
@@ -296,13 +297,8 @@ class ConsoleSource(LineSource):
         for name in _BYTES_STATE:
             value = getattr(self, name)
             state[name] = None if value is None else value.decode("latin-1")
-        return {
-            **state,
-            "clock": self._clock.state(),
-            "gap": self._gap.state(),
-            "eval": dict(self._evaluated),
-            "kaggle": self._wrapping.state(),
-        }
+        state |= {"clock": self._clock.state(), "gap": self._gap.state(), "kaggle": self._wrapping.state()}
+        return {**state, "eval": self._evaluated}
 
     def _restore(self, state: dict[str, Any]) -> None:
         for name in _PLAIN_STATE:

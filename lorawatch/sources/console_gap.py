@@ -168,9 +168,9 @@ class Gap:
             # Run times are printed as 0:00:10.12: they stand in the block, and tell nothing of the model.
             self._block = b"eval_" in piece or b"perplexity" in piece
         elif match[1] == b"epoch":
-            self._block_epoch = float(match[2])
+            self._block_epoch = _float(match[2])
         elif not match[1].endswith((b"runtime", b"per_second", b"samples")):
-            values = {match[1].decode("ascii", "replace"): float(match[2])}
+            values = {match[1].decode("ascii", "replace"): _float(match[2])}
             if self._block_epoch is not None:
                 values["epoch"] = self._block_epoch
             found.append(_found("eval", values=values))
@@ -198,3 +198,10 @@ class Gap:
         if self._erased and place == self._last and len(self.marks) < 3 and bar.n not in self.marks:
             self.marks.append(bar.n)
         self._last = place
+
+
+def _float(text: bytes) -> float:
+    try:
+        return float(text)
+    except ValueError:  # 1.2.3
+        return float("nan")
