@@ -17,6 +17,7 @@ from lorawatch import terminal_panels as panels
 from lorawatch.engine import Change
 from lorawatch.exporter import Watched, Watching
 from lorawatch.findings import Finding, Severity
+from lorawatch.terminal_advice import advice
 from lorawatch.terminal_history import RunHistory
 from lorawatch.terminal_text import (
     BOLD,
@@ -191,10 +192,10 @@ def _middle(focus: Watched, width: int, room: int) -> list[Line]:
     for spare in (_MIN_CURVE + 2, 1):
         for detail in (3, 2, 1) if spare > 1 else (1, 0):
             found = panels.findings(focus.engine, width, detail)
-            plan = panels.advice(focus.engine, width, detail)
+            plan = advice(focus.engine, width, detail)
             if len(found) + len(plan) + 1 + spare <= room:
                 return [*found, Line(), *plan] if plan else found
-    plan = panels.advice(focus.engine, width, 0)
+    plan = advice(focus.engine, width, 0)
     kept = max(room - len(plan) - 3, 1)
     if len(found) > kept:
         found = [*found[: kept - 1], line([(f"and {len(found) - kept + 1} more findings", DIM)], width)]
