@@ -10,13 +10,10 @@ Order of the Trainer's events: ``_inner_training_loop`` and ``_maybe_log_save_ev
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
-from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,10 +21,11 @@ from lorawatch.engine import Change, Engine
 from lorawatch.findings import Finding, Severity
 from lorawatch.integrations.journal import Journal
 from lorawatch.integrations.trainer_facts import collect
+from lorawatch.integrations.trainer_rows import is_summary, row_of, rows_of
 from lorawatch.merge import everything
 from lorawatch.records import Event, FactUpdate, LifecycleEvent, MetricRow, Record
 from lorawatch.registry import RuleSet
-from lorawatch.render import engine_text, finding_text, printable, run_heading
+from lorawatch.render import engine_text, printable, run_heading
 from lorawatch.run import Run
 from lorawatch.settings import Settings, load_settings, nearest
 from lorawatch.source import SourceError
@@ -35,7 +33,8 @@ from lorawatch.sources.lorawatch_jsonl import LorawatchSource
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-    from transformers.utils import is_in_notebook  # type: ignore[attr-defined, unused-ignore]
+
+    from lorawatch.integrations.speech import change_text, say
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "LoraWatchCallback needs transformers 4.46 or newer beside lorawatch: pip install transformers", name=error.name
@@ -150,10 +149,10 @@ class LoraWatchCallback(TrainerCallback):
         """Judge what the Trainer has just logged, say what it shows, and act where that was asked for."""
         if self._engine is None or not logs:
             return
-        if _is_summary(logs):
+        if is_summary(logs):
             self._end(state, logs)
             return
-        row = _row(state.global_step, logs, time.time())
+        row = row_of(state.global_step, logs, time.time())
         if row is not None:
             self._take(row)
             if self._pending:
@@ -180,7 +179,7 @@ class LoraWatchCallback(TrainerCallback):
         if not engine.run.ended:
             self._end(state, {})
         if self._speaks and not self.quiet:
-            _say("\n".join([f"lorawatch: {run_heading(engine.run.name, engine.run)}", *engine_text(engine)]))
+            say("\n".join([f"lorawatch: {run_heading(engine.run.name, engine.run)}", *engine_text(engine)]))
         if self._journal is not None:
             self._journal.close()
 
@@ -206,7 +205,7 @@ class LoraWatchCallback(TrainerCallback):
             self._journal.write(records)
         except OSError as error:
             path, self._journal = self._journal.path, None
-            _say(
+            say(
                 f"lorawatch: {printable(path)} cannot be written ({error.strerror or error}): "
                 "this run goes on being judged, but is not recorded"
             )
@@ -220,7 +219,7 @@ class LoraWatchCallback(TrainerCallback):
         path = None if self._journal is None or (self._several and self.actions) else self._journal.path
         skipped = None if path is None else _last_run(path)
         if path is None or skipped is None:
-            known: list[Record] = [LifecycleEvent("started", step=0), *_logged(state)]
+            known: list[Record] = [LifecycleEvent("started", step=0), *rows_of(state.log_history)]
             self._write(known)
             for record in known:
                 engine.feed(record)
@@ -249,11 +248,11 @@ class LoraWatchCallback(TrainerCallback):
             elif action == "save":
                 control.should_save = True
             if self._speaks and not self.quiet:
-                text = _change_text(change, finding)
+                text = change_text(change, finding)
                 if action != "none":
                     text += f"\n    done:  {_DONE[action]}, as actions asks for {finding.severity.label} findings"
                 if text:
-                    _say(text)
+                    say(text)
 
     def _action(self, finding: Finding) -> str:
         if self._several and finding.rule.partition("/")[0] not in SAME_ON_EVERY_RANK:
@@ -273,7 +272,7 @@ class LoraWatchCallback(TrainerCallback):
             step = "" if self._engine is None else f" at step {self._engine.run.step}"
             self._leave()
             if self._speaks:
-                _say(
+                say(
                     f"lorawatch: failed{step} and steps aside, training goes on: "
                     f"{type(error).__name__}: {printable(error)}"
                 )
@@ -302,27 +301,6 @@ def _checked_actions(actions: Mapping[str, str]) -> dict[Severity, str]:
     return checked if set(checked.values()) - {"none"} else {}
 
 
-def _is_summary(logs: Mapping[str, Any]) -> bool:
-    """Whether this is the Trainer's last word. With token counts on, each training row holds ``train_runtime`` too."""
-    return "train_runtime" in logs and "loss" not in logs
-
-
-def _row(step: int, logs: Mapping[str, Any], now: float | None) -> MetricRow | None:
-    """The numbers of one logged row. Tensors are left out: to read one would wait for the device."""
-    values: dict[str, float] = {}
-    epoch: float | None = None
-    for name, value in logs.items():
-        if type(value) is not float:
-            if isinstance(value, bool) or not isinstance(value, Real):
-                continue
-            value = float(value)  # noqa: PLW2901
-        if name == "epoch":
-            epoch = value
-        elif name != "step":
-            values[name] = value
-    return MetricRow(step, values, epoch, now) if values else None
-
-
 def _last_run(path: Path) -> int | None:
     """How many records stand before the last run of a ``lorawatch.jsonl``; None when that run holds no rows."""
     first, rows = 0, 0
@@ -335,42 +313,3 @@ def _last_run(path: Path) -> int | None:
     except SourceError:
         return None  # writing to it will fail too, and say so
     return first if rows else None
-
-
-def _logged(state: TrainerState) -> Iterator[MetricRow]:
-    """The rows that a resumed run's checkpoint remembers, as far as it went."""
-    for entry in state.log_history:
-        step = entry.get("step")
-        if _is_summary(entry) or not isinstance(step, int):
-            continue
-        row = _row(step, entry, None)
-        if row is not None:
-            yield row
-
-
-def _change_text(change: Change, finding: Finding) -> str:
-    """What a person is told when a finding changes; empty for what only moves it under another."""
-    if change == "folded":
-        return ""
-    if change == "rule-error":
-        return f"lorawatch: {printable(finding.summary)}"
-    if change == "resolved":
-        return f"lorawatch: resolved at step {finding.resolved_step}: {finding.title} [{finding.rule}]"
-    if not finding.is_root:
-        return f"lorawatch: {finding.title} [{finding.rule}] at step {finding.last_step}, with {finding.incident}"
-    first = next((item for item in finding.adjustments if item.next), None) or next(iter(finding.adjustments), None)
-    shown = dataclasses.replace(finding, adjustments=[] if first is None else [first])
-    return f"lorawatch: {finding_text(shown)}"
-
-
-def _say(text: str) -> None:
-    """Show ``text`` above the progress bar; a stream that is closed or full is no reason to trouble a run."""
-    try:
-        if is_in_notebook():
-            sys.stdout.write(f"{text}\n")
-            return
-        from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]  # noqa: PLC0415  (comes with transformers; the bar is its own)
-
-        tqdm.write(text, file=sys.stderr)
-    except Exception:  # noqa: S110
-        pass

@@ -8,6 +8,8 @@ import copy
 import json
 import math
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +230,9 @@ def test_a_failure_inside_does_not_stop_training(
     assert capfd.readouterr().err.count("steps aside, training goes on: RuntimeError: broken inside") == 1
 
 
-@pytest.mark.parametrize("method", ["collect", "Run", "Journal", "_row", "_change_text", "engine_text", "RuleSet.make"])
+@pytest.mark.parametrize(
+    "method", ["collect", "Run", "Journal", "row_of", "change_text", "engine_text", "RuleSet.make"]
+)
 def test_no_event_raises_whatever_fails_in_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], method: str
 ) -> None:
@@ -375,3 +379,9 @@ def test_a_subclass_of_known_arguments_names_its_trainer() -> None:
     sft = type("SFTConfig", (), {})
     assert trainer_class(type("MyConfig", (sft,), {})()) == "SFTTrainer"
     assert trainer_class(object()) == "Trainer"
+
+
+def test_without_transformers_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['transformers'] = None; import lorawatch; lorawatch.LoraWatchCallback"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.rstrip().endswith("pip install transformers")

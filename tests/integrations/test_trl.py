@@ -64,3 +64,23 @@ def test_dpo_is_told_apart(tmp_path: Path) -> None:
     assert watch.engine.run.fact("beta") == 0.2
     assert watch.engine.run.points("rewards/margins") == 6
     assert not watch.engine.rule_errors
+
+
+def test_grpo_is_told_apart(tmp_path: Path) -> None:
+    grpo = pytest.importorskip("trl.trainer.grpo_trainer", reason="TRL has GRPO from 0.14 on")
+    config = pytest.importorskip("trl.trainer.grpo_config", reason="TRL has GRPO from 0.14 on")
+    watch = LoraWatchCallback(quiet=True)
+    args = lab.arguments(
+        tmp_path, config.GRPOConfig, max_steps=3, num_generations=2, max_completion_length=4, learning_rate=1e-4
+    )
+    trained(
+        grpo.GRPOTrainer, watch, args, model=lab.base_model(layers=1, hidden=32), peft_config=lab.lora(),
+        train_dataset=lab.preferences(16).select_columns(["prompt"]),
+        reward_funcs=lambda completions, **_: [float(len(set(text.split()))) for text in completions],
+    )  # fmt: skip
+    assert watch.engine is not None
+    run = watch.engine.run
+    assert run.kind is Kind.GRPO
+    assert run.fact("num_generations") == 2
+    assert run.points("reward") == 3
+    assert not watch.engine.rule_errors
