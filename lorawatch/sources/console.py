@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import repeat
 from operator import le
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from lorawatch.records import FactUpdate, LifecycleEvent, MetricRow, Record
 from lorawatch.sources.console_gap import Gap
 from lorawatch.sources.console_kaggle import KaggleWrapping, is_wrapped
 from lorawatch.sources.console_steps import StepClock
-from lorawatch.sources.console_text import DICT, clean, decode_dicts, is_row
+from lorawatch.sources.console_text import DICT, clean, decode_dicts, decode_joined, is_row
 from lorawatch.sources.follow import CHUNK
 from lorawatch.sources.lines import LineSource
 
@@ -130,7 +131,9 @@ class ConsoleSource(LineSource):
             return None
         if self._unit_total != total:
             self._unit_total = total
-            self._unit = re.compile(rb"\| (\d+)/%d \[\d[^\[\]{}\n]*\][ \r]*\r(\{'[^{}\r\n]*\})\r?\n" % total)
+            # Loose where a count below makes it strict: what it excludes is looked for at each character.
+            self._unit = re.compile(rb"\| (\d+)/%d \[\d[^][]*\][ \r]*\r(\{'[^}]*\})\r?\n" % total)
+            self._bar = re.compile(rb"/%d \[" % total)
         units = self._unit.findall(block)
         count = len(units)
         if (
@@ -138,26 +141,27 @@ class ConsoleSource(LineSource):
             or block[-1:] != b"\n"
             or block.count(b"\n") != count
             or block.count(b"{") != count
-            or block.count(b"[") != block.count(b"/%d [" % total)
+            or block.count(b"[") != len(self._bar.findall(block))
         ):
             return None
         numbers, dicts = zip(*units, strict=True)
         steps = list(map(int, numbers))
         if steps != list(range(clock.step + every, clock.step + every * (count + 1), every)):
             return None
-        rows = decode_dicts(list(dicts))
-        for values in rows:
-            if values is None or "loss" not in values or "epoch" not in values or not _ODD_NAMES.isdisjoint(values):
+        joined = b",".join(dicts)
+        rows = None if b"\r" in joined else decode_joined(joined, count)
+        if rows is None:
+            return None
+        for names in set(map(tuple, rows)):
+            if "loss" not in names or "epoch" not in names or not _ODD_NAMES.isdisjoint(names):
                 return None
-        epochs = [values["epoch"] for values in rows]  # type: ignore[index]
+        epochs = list(map(dict.pop, rows, repeat("epoch")))
         # Sorted, and no NaN: those compare unequal to themselves once they have moved.
         if epochs[0] < last_epoch or not epochs[-1] <= clock.epoch_of_rate * 1.3 or not _ascending(epochs):
             return None
-        for values in rows:
-            del values["epoch"]  # type: ignore[union-attr]
         clock.advance(count, steps[-1], epochs[-1])
         self._last_raw, self._last_bar = dicts[-1], steps[-1]
-        return list(map(MetricRow, steps, rows, epochs))  # type: ignore[arg-type]
+        return list(map(MetricRow, steps, rows, epochs))
 
     def _takes(self, gap: bytes, raw: bytes) -> bool:
         """Whether what stands before a dict in its line lets it be a row, and one of the host that is followed."""

@@ -54,24 +54,30 @@ def decode_dicts(dicts: list[bytes]) -> list[dict[str, float] | None]:
     """
     if not dicts:
         return []
-    blob = b"[" + b",".join(dicts) + b"]"
-    if b'"' not in blob and b"\\" not in blob:
-        text = blob.replace(b"'", b'"')
-        rows = _decode(text)
-        if rows is None and (b"nan" in text or b"inf" in text):
-            text = text.replace(b": nan", b': "nan"').replace(b": inf", b': "inf"').replace(b": -inf", b': "-inf"')
-            rows = _decode(text)
-        if rows is not None and len(rows) == len(dicts):
-            return rows
+    rows = decode_joined(b",".join(dicts), len(dicts))
+    if rows is not None:
+        return rows  # type: ignore[return-value]
     if len(dicts) == 1:
         return [parse_dict(dicts[0])]
     half = len(dicts) // 2
     return decode_dicts(dicts[:half]) + decode_dicts(dicts[half:])
 
 
-def _decode(text: bytes) -> list[dict[str, float] | None] | None:
+def decode_joined(joined: bytes, count: int) -> list[dict[str, float]] | None:
+    """Return the numbers of ``count`` printed dicts with commas between; None where JSON would not read them alike."""
+    if b'"' in joined or b"\\" in joined:
+        return None
+    text = b"[%b]" % joined.replace(b"'", b'"')
+    rows = _decode(text)
+    if rows is None and (b"nan" in text or b"inf" in text):
+        text = text.replace(b": nan", b': "nan"').replace(b": inf", b': "inf"').replace(b": -inf", b': "-inf"')
+        rows = _decode(text)
+    return rows if rows is not None and len(rows) == count else None
+
+
+def _decode(text: bytes) -> list[dict[str, float]] | None:
     try:
-        return _DECODE(text)  # type: ignore[return-value]
+        return _DECODE(text)
     except _CANNOT:
         return None
 
