@@ -88,7 +88,7 @@ def healthy_sft(folder: Path, *callbacks: Any) -> Any:
 
 
 def lr_too_high(folder: Path, *callbacks: Any) -> Any:
-    return plain(folder, *callbacks, learning_rate=1.0, max_steps=60, logging_steps=1, max_grad_norm=1e9)
+    return plain(folder, *callbacks, learning_rate=1.0, max_steps=60, logging_steps=1, max_grad_norm=1000.0)
 
 
 def labels_masked(folder: Path, *callbacks: Any) -> Any:
@@ -188,7 +188,7 @@ def demo(folder: Path, *callbacks: Any) -> Any:
     """A learning rate a few times too high, and no clipping: it learns well for 300 steps, then loses everything."""
     return plain(
         folder, *callbacks, max_steps=420, learning_rate=0.02, warmup_steps=20,
-        lr_scheduler_type="constant_with_warmup", logging_steps=1, max_grad_norm=1e9,
+        lr_scheduler_type="constant_with_warmup", logging_steps=1, max_grad_norm=1000.0,
     )  # fmt: skip
 
 
