@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from itertools import repeat
 from operator import le
@@ -157,8 +158,9 @@ class ConsoleSource(LineSource):
                 return None
         epochs = list(map(dict.pop, rows, repeat("epoch")))
         # Sorted, and no NaN: those compare unequal to themselves once they have moved.
-        if epochs[0] < last_epoch or not epochs[-1] <= clock.epoch_of_rate * 1.3 or not _ascending(epochs):
+        if not epochs[0] >= last_epoch or not epochs[-1] < math.inf or not _ascending(epochs):
             return None
+        clock.learn_rate(steps, epochs)
         clock.advance(count, steps[-1], epochs[-1])
         self._last_raw, self._last_bar = dicts[-1], steps[-1]
         return list(map(MetricRow, steps, rows, epochs))

@@ -8,8 +8,12 @@ the epoch is rounded to two decimals or four digits. Rows, however, are evenly s
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from typing import Any
 
+_RENEW = 1.3
+"""Growth of the epoch after which the steps an epoch are told anew: a later, larger epoch is rounded less."""
 STRIKES = 3
 """Rows in a row whose bar must contradict the spacing before the bar is believed: rows were lost then."""
 
@@ -115,7 +119,7 @@ class StepClock:
             self.first_epoch, self.first_step = epoch, step
         self.step, self.epoch = step, epoch
         self.bar_used = self.bar
-        if epoch and epoch > self.epoch_of_rate * 1.3 and (self.settled or not estimated):
+        if epoch and epoch > self.epoch_of_rate * _RENEW and (self.settled or not estimated):
             self._rate, self.epoch_of_rate = step / epoch, epoch
         return step, estimated
 
@@ -125,6 +129,19 @@ class StepClock:
         self.step = self.bar = self.bar_used = step
         self.epoch = epoch
         self._strikes = 0
+
+    def learn_rate(self, steps: Sequence[int], epochs: Sequence[float]) -> None:
+        """Take the steps an epoch from settled rows, just as :meth:`train` would, row by row.
+
+        Args:
+            steps: Their steps.
+            epochs: Their epochs, ascending.
+        """
+        while epochs[-1] > self.epoch_of_rate * _RENEW:
+            index = bisect_right(epochs, self.epoch_of_rate * _RENEW)
+            if not epochs[index]:
+                return
+            self._rate, self.epoch_of_rate = steps[index] / epochs[index], epochs[index]
 
     def other(self, epoch: float | None) -> tuple[int, bool]:
         """Return the step of a row that is no training row (an evaluation), and whether it is an estimate."""
