@@ -25,14 +25,16 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Version of the JSON that ``check`` prints; ``docs/check.schema.json`` describes it."""
 WIDTH = 100
+_ACTING = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+"""Unicode categories of what is not seen: controls, formats, surrogates, private and unassigned, line separators."""
 
 
 def printable(text: object) -> str:
-    """``text`` without what could act on a terminal or reorder a line: control, format and surrogate characters."""
+    """``text`` without what could act on a terminal, break or reorder a line."""
     words = str(text)
     if words.isascii() and words.isprintable():
         return words
-    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(char)[0] == "C" else char for char in words)
+    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(char) in _ACTING else char for char in words)
 
 
 def number(value: float) -> str:
@@ -277,7 +279,7 @@ def _finding_markdown(finding: Finding, symptoms: Sequence[Finding]) -> list[str
         _markdown(finding.summary),
         "",
     ]
-    if finding.adjustments:
+    if finding.adjustments and finding.state == "firing":
         lines += ["| | change | why | confidence |", "|---|---|---|---|"]
         for adjustment in finding.adjustments:
             head = "**next**" if adjustment.next else "then" if adjustment.parameter else "look"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
 from collections.abc import Callable
@@ -102,18 +103,20 @@ def serve(watch: FolderWatch, rules: RuleSet, listen: str) -> Server | None:
 def follow(watch: FolderWatch, view: View, wait: Callable[[], object]) -> None:
     """Look, show and wait until every run has ended or Ctrl-C, then read once more and show the summary."""
     watch.listeners.append(view.heard)
+    summary = ""
     try:
-        while True:
-            watch.poll()
-            view.update(watch)
-            if watch.ended:
-                break
-            wait()
-    except KeyboardInterrupt:
-        pass  # the usual way to leave
-    watch.finish()
-    view.update(watch)
-    view.close(watches_text(watch.runs))
+        with contextlib.suppress(KeyboardInterrupt):  # the usual way to leave
+            while True:
+                watch.poll()
+                view.update(watch)
+                if watch.ended:
+                    break
+                wait()
+        watch.finish()
+        view.update(watch)
+        summary = watches_text(watch.runs)
+    finally:
+        view.close(summary)  # whatever happened, the terminal is left as it was
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

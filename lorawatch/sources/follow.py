@@ -24,6 +24,19 @@ _SIBLINGS = 2_000
 """Directory entries looked at for a rotated file."""
 
 
+_FLAGS = os.O_RDONLY
+for _name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"):  # each where the system knows it
+    _FLAGS |= getattr(os, _name, 0)
+
+
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """Read up to ``size`` bytes from ``offset``; raises OSError."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)  # Windows
+    return os.read(descriptor, size)
+
+
 def open_regular(path: Path) -> int:
     """Open a regular file for reading and return its descriptor.
 
@@ -35,7 +48,7 @@ def open_regular(path: Path) -> int:
         # Before opening, because opening a device can already do something.
         if not stat.S_ISREG(path.stat().st_mode):
             raise SourceError(f"{path}: not a regular file; give a log file or a run folder")
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        descriptor = os.open(path, _FLAGS)
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(path) from None
     except (OSError, ValueError) as error:
@@ -58,7 +71,7 @@ def read_head(path: Path, size: int) -> bytes:
 
 def _pread(path: Path, descriptor: int, size: int, offset: int) -> bytes:
     try:
-        return os.pread(descriptor, size, offset)
+        return read_at(descriptor, size, offset)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror}); check the disk or the network share") from None
 
@@ -283,9 +296,9 @@ class FileFollower:
     def _advance(self, descriptor: int, count: int) -> None:
         self._offset += count
         if len(self._head) < _SAMPLE:
-            self._head = os.pread(descriptor, min(_SAMPLE, self._offset), 0)
+            self._head = read_at(descriptor, min(_SAMPLE, self._offset), 0)
         start = max(0, self._offset - _SAMPLE)
-        self._before = os.pread(descriptor, self._offset - start, start)
+        self._before = read_at(descriptor, self._offset - start, start)
         self._seen = None
 
 

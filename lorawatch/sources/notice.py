@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -118,5 +119,8 @@ class _Handler:
 
 def _watchdog_observer() -> Any:
     from watchdog.observers import Observer  # noqa: PLC0415 - 8 MiB and 35 ms that `check` does not need
+
+    # It logs that a thread was stopped while it slept: true at each end, and nobody's concern.
+    logging.getLogger("watchdog").addHandler(logging.NullHandler())
 
     return Observer()

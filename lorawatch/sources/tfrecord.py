@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lorawatch.source import SourceError
-from lorawatch.sources.follow import open_regular
+from lorawatch.sources.follow import open_regular, read_at
 
 _LARGEST = 1 << 30
 """Bytes of the longest frame that is believed; images and histograms are passed over without reading them."""
@@ -101,7 +101,7 @@ class FrameFollower:
                     self._offset = 0
                     self.replacements += 1
                 self._identity = identity
-                data = os.pread(descriptor, self._chunk, self._offset)
+                data = read_at(descriptor, self._chunk, self._offset)
             except OSError as error:
                 raise SourceError(f"{self.path}: cannot be read ({error.strerror}); check the disk") from None
             finally:
