@@ -33,8 +33,7 @@ test: $(STAMP)
 
 .venv-oldest/.installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --requirement constraints-oldest.txt
-	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --editable . --constraint constraints-oldest.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[train]" pytest --constraint constraints-oldest.txt
 	@touch $@
 
 test-oldest: .venv-oldest/.installed
@@ -57,6 +56,7 @@ generate: $(STAMP)
 
 benchmarks: $(STAMP)
 	$(BIN)/python benchmarks/diagnosis.py
+	$(BIN)/python benchmarks/false_alarms.py
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/overhead.py
 

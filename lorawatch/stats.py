@@ -237,6 +237,18 @@ def _squares(values: Sequence[float], mean: float) -> float:
     return sum((value - mean) * (value - mean) for value in values)
 
 
+def mean_error(values: Sequence[float]) -> float:
+    """Standard error of the mean of a series whose neighbours may be alike: AR(1), ``n_eff = n(1-rho)/(1+rho)``."""
+    count = len(values)
+    mean = sum(values) / count
+    rest = [value - mean for value in values]
+    power = float(sum(map(mul, rest, rest)))
+    if not 0.0 < power < math.inf:
+        return 0.0 if power == 0.0 else math.inf
+    rho = min(max(sum(map(mul, rest[1:], rest)) / power, 0.0), 0.9)
+    return math.sqrt(power / max(count - 1, 1) / count * (1 + rho) / (1 - rho))
+
+
 def welch_t(before: Sequence[float], after: Sequence[float]) -> float:
     """Welch's t of the fall from ``before`` to ``after``: positive when the mean fell. Infinite for noiseless falls."""
     mean_before, mean_after = sum(before) / len(before), sum(after) / len(after)

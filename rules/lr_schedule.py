@@ -162,10 +162,11 @@ class LrSchedule(Rule):
     def _cold(self, run: Run) -> Breach | None:
         if run.kind not in LANGUAGE_MODELLING:
             return None
-        if not self.hot_start:
-            steps, ratio = run.number("warmup_steps"), run.number("warmup_ratio")
-            if steps is None or steps > 0 or (ratio is not None and ratio > 0):
-                return None
+        steps, ratio = run.number("warmup_steps"), run.number("warmup_ratio")
+        if (steps or 0.0) > 0 or (ratio or 0.0) > 0:
+            return None  # what is stated beats a first rate that was logged after a warm-up of a few steps
+        if not self.hot_start and steps is None:
+            return None
         return Breach(
             f"no warm-up: the learning rate starts at its peak of {self.peak:.2g}",
             {"peak": self.peak, "case": "cold"},
