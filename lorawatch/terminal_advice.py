@@ -20,9 +20,7 @@ _APPLY = {
 def advice(engine: Engine, width: int, detail: int) -> list[Line]:
     """The one change to make next, with its reason and cost; the others behind it, a line each."""
     chosen = engine.next_adjustment()
-    others = [
-        adjustment for finding in engine.active() for adjustment in finding.adjustments if adjustment is not chosen
-    ]
+    others = _others(engine, chosen)
     lines: list[Line] = []
     if chosen is not None:
         terms = f"{_APPLY[chosen.apply]} · {chosen.confidence} confidence"
@@ -43,10 +41,12 @@ def advice(engine: Engine, width: int, detail: int) -> list[Line]:
 
 
 def _others(engine: Engine, chosen: Adjustment | None) -> list[Adjustment]:
-    """The further adjustments, one for each parameter: the one whose finding stands first."""
+    """The further adjustments of the causes, one for each parameter: a symptom goes with its cause."""
     told = {chosen.parameter} if chosen is not None else set()
     rest: list[Adjustment] = []
     for finding in engine.active():
+        if not finding.is_root:
+            continue
         for adjustment in finding.adjustments:
             subject = adjustment.parameter or str(adjustment.proposed)
             if subject not in told:
