@@ -26,7 +26,8 @@ class LossNotLearning(Rule):
     - Flat: the mean of the last third of the losses logged since warm-up (10 points at least) lies less than 2 %
       below the mean of the first third (and not 10 % above, which is another rule's matter), the difference is not
       significant (Welch's t below 3), and it is as good as sure (2 standard errors, corrected for neighbours that
-      are alike) that the fall is below 8 %: a loss too noisy to tell is not called flat. Asked first when 20 points
+      are alike) that the fall is below 8 %: a loss too noisy to tell is not called flat. Nor is one that lies 5 % below
+      the first five points, warm-up included. Asked first when 20 points
       and 100 steps are past warm-up (10 points, means of 5, where each point is the mean of 25 steps or more), then
       every 10 points until the window of 40 points or 100 steps has passed four times. A warning, worded as a
       question.
@@ -64,6 +65,7 @@ class LossNotLearning(Rule):
     suppresses: ClassVar[tuple[str, ...]] = ("loss/slow-start", "loss/plateau")
 
     drop: float = param(0.02, unit="ratio", help="Fall below which the loss counts as flat.")
+    learnt: float = param(0.05, unit="ratio", help="A fall since the first points, warm-up included, that is learning.")
     doubt: float = param(0.08, unit="ratio", help="It must be as good as sure (2 standard errors) to fall by less.")
     rise: float = param(0.1, unit="ratio", help="A loss that rises by more than this is another rule's matter.")
     significance: float = param(3.0, unit="Welch's t", help="A fall this significant counts, however small.")
@@ -144,6 +146,8 @@ class LossNotLearning(Rule):
         window = max(self.window, self.steps // interval)
         late = seen > 4 * window
         flat = -self.rise < fall < self.drop / self.easing and significance < self.significance
+        if flat and now < (1.0 - self.learnt) * run.loss.initial:
+            flat = False  # it learnt during the warm-up
         if flat:  # too noisy to tell is not flat
             error = math.hypot(mean_error(before), mean_error(after)) / start
             flat = fall + 2.0 * error < self.doubt

@@ -109,7 +109,7 @@ def test_a_recorded_run_folder_gives_the_same_live_as_afterwards(run: Path, tmp_
 @pytest.mark.skipif(not CORPUS.is_dir(), reason="the public logs are not here")
 @pytest.mark.parametrize("file", public_logs(), ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_public_log_gives_the_same_live_as_afterwards(file: Path, tmp_path: Path) -> None:
-    judged = judge([file], RULES)
     followed = live(file, tmp_path / "live")
     followed.finish()
-    assert told(followed.runs) == told(judged.runs)
+    # The copy, because the original may have files beside it that state facts.
+    assert told(followed.runs) == told(judge([followed.path], RULES).runs)
