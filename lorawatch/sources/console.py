@@ -209,7 +209,7 @@ class ConsoleSource(LineSource):
             out.append(LifecycleEvent("ended", step=clock.step or None, detail=numbers[:300]))
             return
         if "loss" not in values and "reward" not in values and "learning_rate" not in values:
-            step, estimated = clock.other(epoch)
+            step, estimated = clock.other(epoch, self._gap.marks)
             kept = self._evaluated if len(self._evaluated) < 200 else {}  # names come from a log
             self._evaluated = kept | {name: repr(value) for name, value in list(values.items())[:100]}
             out.append(MetricRow(step, values, epoch, None, estimated))
@@ -227,7 +227,7 @@ class ConsoleSource(LineSource):
         gap = self._gap
         step, estimated = clock.train(epoch, gap.marks)
         if gap.marks or gap.other:
-            gap.row_taken()
+            gap.row_taken(clock)
         if clock.settled and clock.every != self._told_every:
             self._told_every = clock.every
             out.append(FactUpdate({"logging_steps": clock.every}, "console", inferred=True))

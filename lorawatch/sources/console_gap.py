@@ -43,17 +43,18 @@ class Gap:
     as long as they are cut after such a character.
 
     Attributes:
-        marks: The first positions at which the bar was erased and drawn again without moving: something was printed
-            there.
+        marks: The first positions at which the bar was erased and drawn again: tqdm erases it to let something be
+            printed, and draws it anew at once. Ascending.
         other: Position and total of the last bar that is not the training bar: an evaluation, or another run.
     """
 
-    __slots__ = ("_after_dict", "_block", "_block_epoch", "_erased", "_last", "_torn", "marks", "other")
+    __slots__ = ("_after_dict", "_block", "_block_epoch", "_erased", "_last", "_outer", "_torn", "marks", "other")
 
     def __init__(self) -> None:
         self.marks: list[int] = []
         self.other: tuple[int, int] | None = None
         self._last: tuple[int, int] | None = None
+        self._outer: tuple[int, int] | None = None
         self._erased = False
         self._after_dict = False
         self._torn = b""
@@ -69,7 +70,7 @@ class Gap:
         """Take over what :meth:`state` returned."""
         for name in self.__slots__:
             value = state[name]
-            setattr(self, name, tuple(value) if name in {"other", "_last"} and value else value)
+            setattr(self, name, tuple(value) if name in {"other", "_last", "_outer"} and value else value)
         self.marks = list(state["marks"])
         self._torn = state["_torn"].encode("latin-1")
 
@@ -78,9 +79,9 @@ class Gap:
         """Whether a row was torn in two, and its second half has not come."""
         return bool(self._torn)
 
-    def row_taken(self) -> None:
+    def row_taken(self, clock: StepClock) -> None:
         """A training row was read: what was gathered for it is used up."""
-        self.marks = []
+        self.marks = [] if clock.settled else [mark for mark in self.marks if mark > clock.step]
         self.other = None
 
     def feed(self, text: bytes, clock: StepClock, *, before_dict: bool) -> list[Found]:
@@ -177,6 +178,8 @@ class Gap:
 
     def _bar(self, bar: Bar, clock: StepClock, found: list[Found]) -> None:
         place = (bar.n, bar.total)
+        same = self._last is not None and self._last[1] == bar.total
+        printed = self._erased and same
         titled = not _HOST_TITLE.fullmatch(bar.title)
         if clock.rows and bar.total == clock.total:
             clock.bar = bar.n
@@ -186,17 +189,22 @@ class Gap:
             found.append(_found("plain", step=bar.n, values={"loss": loss}))
         elif titled or bar.n > bar.total:
             return  # loading shards, mapping a dataset
-        elif clock.rows and clock.total is not None and bar.total != clock.total:
-            self.other = place
+        elif clock.total not in {None, bar.total} and (clock.rows or (self.marks and not printed)):
+            self.other = place  # rows were printed at the bar that is followed: this one is an evaluation's
         elif clock.stated_total in {None, bar.total} or clock.rows:
             if clock.total != bar.total or clock.start is None:
-                clock.start = bar.n
+                # A bar that comes back after another one, an evaluation's, began where it began before.
+                outer = self._outer
+                moving = clock.total is not None and clock.start is not None and 0 < (clock.bar or 0) < clock.total
+                self._outer = (clock.total or 0, clock.start or 0) if moving else None
+                clock.start = outer[1] if outer and outer[0] == bar.total else bar.n
                 self.marks = []
             clock.total, clock.bar = bar.total, bar.n
-        if self._last and (self._last[1] != bar.total or bar.n < self._last[0]):
-            self.marks = []
-        if self._erased and place == self._last and len(self.marks) < 3 and bar.n not in self.marks:
-            self.marks.append(bar.n)
+        if bar.total == clock.total:
+            if bar.n < (clock.bar or 0) or (self.marks and bar.n < self.marks[-1]):
+                self.marks = []
+            if printed and bar.n and len(self.marks) < 3 and bar.n not in self.marks:
+                self.marks.append(bar.n)
         self._last = place
 
 
