@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from lorawatch.findings import Adjustment, Finding
+from lorawatch.findings import Adjustment, Finding, Severity
 from lorawatch.parameters import spell_parameter
 from lorawatch.run import Run
 
@@ -19,7 +19,9 @@ def spell(adjustments: Iterable[Adjustment], run: Run) -> list[Adjustment]:
     spelled: list[Adjustment] = []
     for adjustment in adjustments:
         name, value = spell_parameter(adjustment.parameter, adjustment.proposed, run)
-        spelled.append(dataclasses.replace(adjustment, parameter=name, proposed=value))
+        current = run.number(name) if name == "warmup_ratio" else adjustment.current
+        if value != current or not name:  # what is already so is no advice
+            spelled.append(dataclasses.replace(adjustment, parameter=name, proposed=value, current=current))
     return spelled
 
 
@@ -27,13 +29,17 @@ def rank(findings: Sequence[Finding]) -> None:
     """Mark the one adjustment to make next, and say where another conflicts with it.
 
     ``findings`` are those that are firing, worst and causes first. A symptom's adjustments never come first: mending
-    the cause may mend it. An adjustment that is only something to look at is free, and is never marked.
+    the cause may mend it. An adjustment that is only something to look at is free, and is never marked; nor is one of
+    low confidence for a finding that is only information: a run that is fine needs no change.
     """
     chosen: Adjustment | None = None
     for finding in findings:
         if not finding.is_root:
             continue
-        chosen = next((item for item in finding.adjustments if item.parameter), None)
+        unsure = finding.severity is Severity.INFO
+        chosen = next(
+            (item for item in finding.adjustments if item.parameter and not (unsure and item.confidence == "low")), None
+        )
         if chosen is not None:
             break
     for finding in findings:

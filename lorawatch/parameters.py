@@ -80,8 +80,10 @@ def spell_parameter(name: str, value: Any, run: Run) -> tuple[str, Any]:
     transformers = library_version(run, "transformers")
     if name == "train_sampling_strategy" and (transformers < (5, 2) or framework == "axolotl"):
         name, value = "group_by_length", value == "group_by_length"
-    elif name == "warmup_steps" and isinstance(value, float) and 0 < value < 1 and transformers < (5,):
-        name = "warmup_ratio"
+    elif name == "warmup_steps" and isinstance(value, float) and 0 < value < 1:
+        name, value = _warmup(value, run, ratio=transformers < (5,) or framework == "axolotl")
+    elif name == "eval_strategy" and transformers < (4, 41):
+        name = "evaluation_strategy"
     elif name == "activation_checkpointing" and transformers < (5, 23):
         name = "gradient_checkpointing"
     elif name == "max_length" and not framework and library_version(run, "trl") < (0, 16):
@@ -91,3 +93,13 @@ def spell_parameter(name: str, value: Any, run: Run) -> tuple[str, Any]:
     elif framework == "llamafactory":
         name = _LLAMAFACTORY.get(name, name)
     return name, value
+
+
+def _warmup(share: float, run: Run, *, ratio: bool) -> tuple[str, Any]:
+    """A warm-up over ``share`` of the run. ``ratio``: its libraries know ``warmup_ratio``, and whole steps only."""
+    stated, total = run.number("warmup_steps") or 0.0, run.max_steps
+    if ratio and not stated > 0:  # stated steps win over a ratio, which would then change nothing
+        return "warmup_ratio", share
+    if total:
+        return "warmup_steps", max(round(share * total), 1)
+    return "warmup_steps", f"{100 * share:g} % of the run's steps" if ratio else share

@@ -5,11 +5,13 @@ Each gives an adjustment with a number where the current value is known, and wit
 
 from __future__ import annotations
 
-from lorawatch.findings import Adjustment, Apply, Confidence
+from lorawatch.findings import Adjustment, Apply, Confidence, Direction
 from lorawatch.run import Run
 
 USUAL_RATE = 2e-4
 """Learning rate that TRL's PEFT page recommends for LoRA with SFT."""
+LARGEST_RATE = 2e-3
+"""Learning rate from which LoRA runs diverge in Tinker's sweep (rule catalogue section 0.6)."""
 LARGEST_BATCH = 32
 """Sequences a step above which LoRA loses quality, against full fine-tuning (TRL's *LoRA Without Regret* page)."""
 
@@ -28,17 +30,27 @@ def _current_rate(run: Run) -> float | None:
 def lower_rate(
     run: Run, factor: float, why: str, *, confidence: Confidence = "high", apply: Apply = "resume", cost: str = ""
 ) -> Adjustment:
-    """The learning rate divided by ``factor``."""
+    """The learning rate divided by ``factor``; for an adapter the usual one, where even that would be too high.
+
+    A resumed Trainer takes its learning rate from the checkpoint's ``scheduler.pt``, not from its arguments (measured
+    with transformers 5.23, linear and constant schedules): the advice says how to make the new one count.
+    """
     rate = _current_rate(run)
     words = {2.0: "half of it", 3.0: "a third of it", 10.0: "a tenth of it"}.get(factor, f"1/{factor:g} of it")
+    proposed: float | str = rounded(rate / factor) if rate else words
+    if rate and rate / factor > LARGEST_RATE and is_adapter(run) and "adam" in str(run.fact("optim", "adamw")).lower():
+        proposed = USUAL_RATE
+        why += f"; {words} would still be in the range where LoRA diverges"
+    if apply == "resume":
+        why += "; first delete scheduler.pt from that checkpoint, or the Trainer goes on with the old rate"
     return Adjustment(
-        "learning_rate", current=rate, proposed=rounded(rate / factor) if rate else words, why=why, cost=cost,
-        confidence=confidence, apply=apply, direction="down",
+        "learning_rate", current=rate, proposed=proposed, why=why, cost=cost, confidence=confidence, apply=apply,
+        direction="down",
     )  # fmt: skip
 
 
 def raise_rate(run: Run, why: str, *, confidence: Confidence = "low") -> Adjustment | None:
-    """Three times the learning rate; for an adapter at most, and from far below at once, the usual one.
+    """Three times the learning rate; for an adapter at most, and from below a quarter of it at once, the usual one.
 
     None when it is about the usual one or higher already.
     """
@@ -47,23 +59,38 @@ def raise_rate(run: Run, why: str, *, confidence: Confidence = "low") -> Adjustm
         return None
     proposed: float | str
     if is_adapter(run):
-        proposed = rounded(min(rate * 3, USUAL_RATE)) if rate and rate >= USUAL_RATE / 20 else USUAL_RATE
+        proposed = rounded(min(rate * 3, USUAL_RATE)) if rate and rate >= USUAL_RATE / 4 else USUAL_RATE
     else:  # full fine-tuning takes about a tenth of an adapter's rate: no absolute figure fits both
         proposed = rounded(rate * 3) if rate else f"three times it; for a LoRA adapter up to {USUAL_RATE:g}"
     return Adjustment(
         "learning_rate", current=rate, proposed=proposed, why=why, confidence=confidence, apply="restart",
-        direction="up", cost="too high a rate diverges: watch the first 100 steps",
+        direction="up", cost="a risk of divergence: watch the first 100 steps",
     )  # fmt: skip
 
 
-def clip_gradients(run: Run, why: str, *, to: float = 0.3, confidence: Confidence = "medium") -> Adjustment | None:
+def clip_gradients(
+    run: Run, why: str, *, to: float = 0.3, confidence: Confidence = "medium", apply: Apply = "resume"
+) -> Adjustment | None:
     """A tighter ``max_grad_norm``; None when it is that tight already."""
     clip = run.number("max_grad_norm")
     if clip is not None and 0 < clip <= to:
         return None
     return Adjustment(
-        "max_grad_norm", current=clip, proposed=to, why=why, confidence=confidence, apply="resume", direction="down"
+        "max_grad_norm", current=clip, proposed=to, why=why, confidence=confidence, apply=apply, direction="down"
     )
+
+
+def bfloat16(run: Run, *, suspected: bool = False, apply: Apply = "resume") -> Adjustment | None:
+    """bf16 in place of fp16; None unless the run says fp16, or, where it is ``suspected``, does not say it is not."""
+    half = run.fact("fp16")
+    if run.fact("bf16") is True or not (half is True or (suspected and half is None)):
+        return None
+    return Adjustment(
+        "bf16", current=run.fact("bf16"), proposed=True, apply=apply, confidence="high" if half else "medium",
+        why="fp16 overflows above 65,504, bf16 has the range of fp32 (Ampere GPU or newer); set fp16=False with it"
+        if half
+        else "if the run is in fp16: that overflows above 65,504, bf16 has the range of fp32 (Ampere GPU or newer)",
+    )  # fmt: skip
 
 
 def effective_batch(run: Run) -> float | None:
@@ -77,32 +104,38 @@ def effective_batch(run: Run) -> float | None:
 def larger_batch(run: Run, why: str, *, confidence: Confidence = "medium") -> Adjustment | None:
     """Twice the accumulation, up to :data:`LARGEST_BATCH` sequences a step; None when the batch is that large."""
     batch, steps = effective_batch(run), run.number("gradient_accumulation_steps")
-    if batch is not None and batch * 2 > LARGEST_BATCH:
+    if (batch or steps or 0.0) * 2 > LARGEST_BATCH:
         return None
     proposed: int | str = int(steps * 2) if steps else f"twice it, to at most {LARGEST_BATCH} sequences a step"
     return Adjustment(
         "gradient_accumulation_steps", current=int(steps) if steps else None, proposed=proposed, why=why,
         confidence=confidence, apply="restart", direction="up",
-        cost="half as many optimizer steps an epoch; no memory",
+        cost="half of the optimizer steps of an epoch, but no memory",
     )  # fmt: skip
 
 
 def longer_warmup(run: Run, why: str, *, share: float = 0.05, confidence: Confidence = "medium") -> Adjustment | None:
     """A warm-up over ``share`` of the run; None when it is at least that long already."""
-    total, now = run.max_steps, run.warmup_steps
-    if total and now >= share * total:
+    if run.max_steps and run.warmup_steps >= int(share * run.max_steps):
         return None
-    known = run.number("warmup_steps") is not None or run.number("warmup_ratio") is not None
+    return warmup(run, why, share=share, confidence=confidence, direction="up")
+
+
+def warmup(run: Run, why: str, *, share: float, confidence: Confidence, direction: Direction) -> Adjustment:
+    """A warm-up over ``share`` of the run; :func:`lorawatch.parameters.spell_parameter` makes steps of it."""
+    stated = run.number("warmup_steps")
+    if run.max_steps and (stated is not None or run.number("warmup_ratio") is not None):
+        stated = run.warmup_steps
     return Adjustment(
-        "warmup_steps", current=now if known else None, proposed=share, why=why, confidence=confidence,
-        apply="restart", direction="up",
+        "warmup_steps", current=stated, proposed=share, why=why, confidence=confidence, apply="restart",
+        direction=direction,
     )  # fmt: skip
 
 
 def larger_rank(run: Run, why: str, *, confidence: Confidence = "low") -> list[Adjustment]:
-    """Twice the rank, with alpha kept at the same ratio to it; nothing from rank 128 on."""
+    """Twice the rank, with alpha kept at the same ratio to it; nothing above rank 64: 128 is the guide's largest."""
     rank, alpha = run.number("r"), run.number("lora_alpha")
-    if rank is not None and rank >= 128:
+    if rank is not None and rank > 64:
         return []
     ratio = f"keeps alpha / r at {alpha / rank:g}" if rank and alpha else "keep alpha / r as it is: set r first"
     return [
