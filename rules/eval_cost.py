@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lorawatch.evaluation import task_metric
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.records import MetricRow
 from lorawatch.rule import Rule, param, state
@@ -94,14 +95,16 @@ class EvalCost(Rule):
         """Less often, on fewer rows, without logits."""
         steps, rows = run.number("eval_steps"), breach.evidence["eval_rows"]
         batch = run.number("per_device_eval_batch_size")
-        advice = [
-            Adjustment(
-                "eval_steps", current=steps, proposed=int(2 * steps) if steps and steps >= 1 else "twice as many",
-                direction="up", confidence="medium", apply="resume",
-                why=f"halves the {100 * breach.evidence['share']:.0f} % of the time that evaluation takes",
-                cost="a turning point is seen later",
-            )
-        ]  # fmt: skip
+        advice: list[Adjustment] = []
+        if str(run.fact("eval_strategy", "steps")) != "epoch":  # eval_steps counts only with "steps"
+            advice.append(
+                Adjustment(
+                    "eval_steps", current=steps, proposed=int(2 * steps) if steps and steps >= 1 else "twice as many",
+                    direction="up", confidence="medium", apply="resume",
+                    why=f"halves the {100 * breach.evidence['share']:.0f} % of the time that evaluation takes",
+                    cost="detail: a turning point is seen later",
+                )
+            )  # fmt: skip
         if rows is None or rows > 500:
             advice.append(
                 Adjustment(
@@ -119,13 +122,13 @@ class EvalCost(Rule):
                 cost="memory: logits grow with it",
             )
         )  # fmt: skip
-        if run.fact("prediction_loss_only") is not True:
+        if run.fact("prediction_loss_only") is not True and task_metric(dict.fromkeys(run.series, 0.0)) is None:
             advice.append(
                 Adjustment(
                     "prediction_loss_only", current=run.fact("prediction_loss_only"), proposed=True,
                     confidence="medium", apply="resume",
                     why="spares the gathering of logits",
-                    cost="no compute_metrics",
+                    cost="task metrics: compute_metrics is not called any more",
                 )
             )  # fmt: skip
         return advice

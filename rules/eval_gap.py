@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lorawatch.evaluation import task_at_best
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.records import MetricRow
 from lorawatch.rule import Rule, param, state
@@ -31,7 +32,7 @@ class EvalGap(Rule):
       fallen by 20 % or more, and the gap is above 0.3.
 
     It is information. It becomes a warning when the first has lasted with a growth of more than 0.5 for 5
-    evaluations.
+    evaluations, unless a task metric (accuracy, F1, word error rate) has improved and stands at its best.
 
     ## What to change
     As for `eval/overfit`, with less hurry: nothing is lost yet. Stop at the end of the epoch, keep the best
@@ -102,7 +103,7 @@ class EvalGap(Rule):
             "best_step": self.best_step, "best_epoch": self.best_epoch, "evaluations_without_best": self.without_best,
         }  # fmt: skip
         if self.evals >= 4 and self.without_best >= self.stale and grown > self.growth * self.easing:
-            sure = grown > self.warn_growth and self.without_best >= self.lasting
+            sure = grown > self.warn_growth and self.without_best >= self.lasting and not task_at_best(run)
             return Breach(
                 f"eval_loss stands at {value:.4g} (best {self.best:.4g} at step {self.best_step}, "
                 f"{self.without_best} evaluations ago) while the training loss is down to {train:.3g}: the gap grew "
@@ -151,7 +152,7 @@ class EvalGap(Rule):
                 Adjustment(
                     "lora_dropout", current=dropout, proposed=0.05, direction="up", confidence="low",
                     why="0.05 to 0.1 is what the guide advises against a gap; its measured effect is small",
-                    cost="slower, more memory, and Unsloth's fast path is lost",
+                    cost="speed, memory and Unsloth's fast path",
                 )
             )  # fmt: skip
         return advice

@@ -7,17 +7,13 @@ from dataclasses import dataclass
 from statistics import median
 from typing import ClassVar
 
+from lorawatch.evaluation import LOWER_IS_BETTER, task_metric
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.records import MetricRow
 from lorawatch.remedies import lower_rate
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import SUPERVISED, Run
 
-HIGHER_IS_BETTER = (
-    "eval_f1", "eval_macro_f1", "eval_f1_macro", "eval_accuracy", "eval_matthews_correlation", "eval_rougeL",
-    "eval_rouge1", "eval_bleu", "eval_mean_token_accuracy",
-)  # fmt: skip
-LOWER_IS_BETTER = ("eval_wer", "eval_cer")
 MAX_SETS = 16
 
 
@@ -57,15 +53,16 @@ class EvalOverfit(Rule):
     values. Information below 2 %, a warning from there, critical at 5 % when it has been so for 8 evaluations. Every
     `eval_<name>_loss` is judged by itself. An evaluation of fewer than 50 rows (told from its run time and speed) is
     information at most. Where a task metric, like accuracy or F1, is better than it was at the best loss (by
-    more than 1 % and its standard error), the sentence says so, and it never becomes critical: a loss may rise
+    more than 1 % and its standard error), the sentence says so, and it is information at most: a loss may rise
     because of a few answers that are wrong with more confidence.
 
     ## What to change
-    Use the best checkpoint; nothing else brings that quality back. For the next run: fewer epochs, with
+    Where a task metric still improves: decide which of the two counts, and keep the best by it. Otherwise use the best
+    checkpoint; nothing else brings that quality back. For the next run: fewer epochs, with
     `load_best_model_at_end`; then more or cleaner data; then a lower rate, a smaller rank, dropout.
-    The guide puts dropout of 0.05 to 0.1 first; the evidence puts it last: LoRA by itself regularises more than
-    dropout or weight decay do (arXiv 2405.09673). Rank has a small effect too (0.01 nats from 1 to 64 in Tinker's
-    sweep).
+    The guide names dropout of 0.05 to 0.1 right after fewer epochs; the evidence puts it last: LoRA by itself
+    regularises more than dropout or weight decay do (arXiv 2405.09673). Rank has a small effect too (0.01 nats from 1
+    to 64 in Tinker's sweep).
 
     ## Known false alarms
     Very noisy evaluations: 8.5 % of runs of 20 evaluations at a noise of 1 %. Measured noise is 0.1 %.
@@ -122,7 +119,7 @@ class EvalOverfit(Rule):
         curve.count += 1
         curve.recent.append(value)
         curve.breach = None
-        task = _task_metric(row.values)
+        task = task_metric(row.values)
         if curve.count == 1 or value < curve.best:
             curve.best, curve.best_step, curve.best_epoch, curve.above = value, run.step, row.epoch, 0
             curve.best_task = task[1] if task else None
@@ -140,14 +137,14 @@ class EvalOverfit(Rule):
         rows = _rows_of(row.values, name)
         better = task is not None and curve.best_task is not None and _improved(curve.best_task, task[1], rows)
         severity = None
-        if share < self.mild or (rows is not None and rows < self.least_rows):
+        if better or share < self.mild or (rows is not None and rows < self.least_rows):
             severity = Severity.INFO
-        elif share >= self.strong and curve.above >= self.lasting and not better:
+        elif share >= self.strong and curve.above >= self.lasting:
             severity = Severity.CRITICAL
         at = f"step {curve.best_step}" + (f", epoch {curve.best_epoch:.3g}" if curve.best_epoch is not None else "")
         summary = (
-            f"{name} is {value:.4g}, {100 * share:.1f} % above its best of {best:.4g} ({at}), for {curve.above} "
-            "evaluations in a row"
+            f"{name} is {value:.4g} at step {run.step}, {100 * share:.1f} % above its best of {best:.4g} ({at}), for "
+            f"{curve.above} evaluations in a row"
         )
         if better and task is not None:
             summary += f"; but {task[0]} is better than it was there: only the loss overfits"
@@ -167,6 +164,10 @@ class EvalOverfit(Rule):
         name, step, epoch = told["metric"], told["best_step"], told["best_epoch"]
         better, epochs = told["task_metric"], run.number("num_train_epochs")
         metric = better or name
+        # The Trainer takes higher for better unless the name ends in "loss": of an error rate it would keep the worst.
+        settings = f"metric_for_best_model={metric!r}" + (
+            " and greater_is_better=False" if metric in LOWER_IS_BETTER else ""
+        )
         advice = [
             Adjustment(
                 "", proposed=f"use the checkpoint nearest to step {step} ({name} {told['best']:.4g}); copy it away "
@@ -186,12 +187,14 @@ class EvalOverfit(Rule):
                 Adjustment(
                     "load_best_model_at_end", current=run.fact("load_best_model_at_end"), proposed=True,
                     confidence="high", apply="restart",
-                    why=f"with metric_for_best_model={metric!r} and EarlyStoppingCallback(early_stopping_patience=3) "
-                    "the next run keeps the best and stops by itself",
+                    why=f"with {settings}, and EarlyStoppingCallback(early_stopping_patience=3), the next run keeps "
+                    "the best and stops by itself",
                     cost="a checkpoint at each evaluation: save_strategy must match eval_strategy",
                 )
             )  # fmt: skip
-        if isinstance(epoch, float) and epoch > 0 and not better and (epochs is None or epochs > epoch):
+        if better:
+            return advice
+        if isinstance(epoch, float) and epoch > 0 and (epochs is None or epochs > epoch):
             target = max(round(epoch + 0.25), 1) if epoch >= 0.75 else round(epoch, 2)
             if epochs is None or target < epochs:
                 advice.append(
@@ -207,13 +210,12 @@ class EvalOverfit(Rule):
             Adjustment(
                 "", proposed="more or cleaner data: remove duplicates and near-duplicates, also between training and "
                 "evaluation", apply="check", confidence="medium",
-                why="the only remedy that raises the best value itself",
+                why="what is the same in both sets cannot be measured, and what repeats is learnt by heart first",
             )
         )  # fmt: skip
         advice.append(
             lower_rate(
-                run, 2, "learns by heart later, and often reaches a slightly better best", confidence="medium",
-                apply="restart",
+                run, 2, "smaller steps learn by heart later", confidence="medium", apply="restart",
             )
         )  # fmt: skip
         if rank is None or rank >= 16:
@@ -232,21 +234,10 @@ class EvalOverfit(Rule):
                     "lora_dropout", current=dropout, proposed=0.05, direction="up", confidence="low",
                     why="0.05 to 0.1 is what the guide advises; the evidence is weaker: LoRA already regularises more "
                     "than dropout does (arXiv 2405.09673)",
-                    cost="slower, more memory, and Unsloth's fast path is lost",
+                    cost="speed, memory and Unsloth's fast path",
                 )
             )  # fmt: skip
         return advice
-
-
-def _task_metric(values: dict[str, float]) -> tuple[str, float] | None:
-    """The first known task metric of the row, turned so that higher is better."""
-    for name in HIGHER_IS_BETTER:
-        if name in values:
-            return name, values[name]
-    for name in LOWER_IS_BETTER:
-        if name in values:
-            return name, -values[name]
-    return None
 
 
 def _improved(before: float, now: float, rows: int | None) -> bool:

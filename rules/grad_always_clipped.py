@@ -27,7 +27,8 @@ class GradAlwaysClipped(Rule):
     transformers, and the sentence says so. `max_grad_norm=0` means no clipping, and is not judged.
 
     ## What to change
-    Nothing has to. If the loss falls well, leave it. Else raise the clip to the usual norm, or lower the rate.
+    Nothing has to. If the loss falls well, leave it. Else raise the clip to the usual norm, or lower the rate. Norms of
+    more than 10 times the clip are no reason for a higher one.
 
     ## Known false alarms
     A run with another clip than 1.0 that does not say so.
@@ -46,6 +47,7 @@ class GradAlwaysClipped(Rule):
     block: int = param(100, unit="logs", help="Logs that are judged together.")
     share: float = param(0.9, unit="ratio", help="Share of them that must be clipped.")
     times: float = param(3.0, unit="ratio", help="Times max_grad_norm that half of them must exceed.")
+    most: float = param(10.0, unit="ratio", help="Times max_grad_norm up to which a higher one is proposed.")
     seen: int = state(int)
     clipped: int = state(int)
     strongly: int = state(int)
@@ -83,20 +85,26 @@ class GradAlwaysClipped(Rule):
 
     def advise(self, breach: Breach, run: Run) -> list[Adjustment]:
         """Nothing, or a higher clip."""
-        usual = breach.evidence["median_grad_norm"]
-        return [
+        usual, clip = breach.evidence["median_grad_norm"], breach.evidence["max_grad_norm"]
+        advice = [
             Adjustment(
                 "", proposed="no action while the loss falls well", apply="check", confidence="high",
                 why="with Adam the length of a constantly clipped gradient cancels out; many good runs look like this",
-            ),
-            Adjustment(
-                "max_grad_norm", current=run.number("max_grad_norm"), proposed=float(f"{1.5 * usual:.2g}"),
-                direction="up", confidence="low",
-                why="clips the rare large step again, and lets batches differ in weight",
-                cost="spikes pass with more force",
-            ),
+            )
+        ]  # fmt: skip
+        if usual <= self.most * clip:
+            advice.append(
+                Adjustment(
+                    "max_grad_norm", current=run.number("max_grad_norm"), proposed=float(f"{1.5 * usual:.2g}"),
+                    direction="up", confidence="low",
+                    why="clips the rare large step again, and lets batches differ in weight",
+                    cost="some protection: spikes pass with more force",
+                )
+            )  # fmt: skip
+        advice.append(
             lower_rate(
                 run, 2, "if the loss is unsteady as well: large norms throughout mean steep places", confidence="low",
                 apply="restart",
-            ),
-        ]  # fmt: skip
+            )
+        )  # fmt: skip
+        return advice

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lorawatch.evaluation import task_at_best
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.records import MetricRow
 from lorawatch.remedies import look, lower_rate
@@ -22,7 +23,8 @@ class LossMemorised(Rule):
 
     ## How it decides
     The slow level of the loss is below 0.2, in a run that started above 0.6, with 20 points. Info. A warning when
-    evaluation speaks for it: the last evaluation loss is more than 10 % above the best, and above the one before.
+    evaluation speaks for it: the last evaluation loss is more than 10 % above the best, and above the one before, and
+    no task metric (accuracy, F1, word error rate) has improved and stands at its best.
 
     ## What to change
     An earlier checkpoint, or 1 to 3 epochs; more data, or fewer duplicates; then half the learning rate.
@@ -72,7 +74,7 @@ class LossMemorised(Rule):
             values = series.window(256)
             best = min(values)
             evidence |= {"eval_loss": values[-1], "best_eval_loss": best}
-            if values[-1] > (1.0 + self.rise) * best and values[-1] > values[-2]:
+            if values[-1] > (1.0 + self.rise) * best and values[-1] > values[-2] and not task_at_best(run):
                 worse = f", while evaluation rose from {best:.4g} to {values[-1]:.4g}"
         self.known = Breach(
             f"loss is at {loss.slow:.3g}, down from {start:.3g}: below {self.level:g} whole answers are mostly known "
@@ -96,7 +98,7 @@ class LossMemorised(Rule):
             advice.append(
                 Adjustment(
                     "num_train_epochs", current=epochs, proposed="1 to 3" if epochs is None else 3 if epochs > 3 else 1,
-                    direction="down", confidence="medium", apply="restart",
+                    direction="down", confidence="low" if breach.severity is None else "medium", apply="restart",
                     why="each repetition of the same data adds to memory, little to skill",
                 )
             )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.records import MetricRow
+from lorawatch.remedies import warmup
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import LANGUAGE_MODELLING, Run
 
@@ -27,7 +28,8 @@ class LrSchedule(Rule):
       Cosine restarts stay below 1 % for less than that.
     - The rate is still rising, and has been from the start, after 20 % of the run: information; after 50 % a warning.
     - After a resume, the first rate is less than 30 % of the last one before, and the second higher again: a warning,
-      for the schedule began anew. More than 1.5 times as high, when it was falling before: information, for a longer
+      for the schedule began anew (unless the run states another rate now: then it was meant to). More than 1.5 times
+      as high, when it was falling before: information, for a longer
       `num_train_epochs` stretches the schedule in the same way.
     - No warm-up, with a rate of 2e-4 or more: information. Told from the facts, or from a rate of at least 90 % of
       the peak in the first 2 steps.
@@ -139,9 +141,9 @@ class LrSchedule(Rule):
 
     def _resumed(self, rate: float, run: Run) -> None:
         self.after += 1
-        before = self.before_resume
-        if not before > 0.0:
-            return
+        before, stated = self.before_resume, run.number("learning_rate")
+        if not before > 0.0 or (stated is not None and not 0.9 < stated / self.peak < 1.1):
+            return  # another rate on purpose begins a schedule of its own
         if self.after == 1:
             self.first_after = rate
             self.restart = None
@@ -178,19 +180,20 @@ class LrSchedule(Rule):
         case, rate = breach.evidence["case"], run.number("learning_rate")
         total = run.max_steps
         if case == "zero":
+            look = Adjustment(
+                "", proposed="look at the scheduler: trainer.lr_scheduler.get_last_lr(), and the number of steps it "
+                "was made for", apply="check", confidence="high",
+                why=(f"the log shows 0 where {rate:g} is configured; " if rate else "")
+                + "a scheduler made for 0 or 1 steps, or stepped once too often, gives 0 throughout",
+            )  # fmt: skip
+            if rate:
+                return [look]
             return [
                 Adjustment(
-                    "learning_rate", current=rate if rate is not None else 0.0,
-                    proposed=rate or 2e-4, direction="up", confidence="medium",
-                    why="with a rate of 0 nothing is learnt; 2e-4 is TRL's value for LoRA fine-tuning"
-                    if not rate
-                    else f"the log shows 0 where {rate:g} is configured: the scheduler does not pass it on",
+                    "learning_rate", current=rate, proposed=2e-4, direction="up", confidence="medium",
+                    why="with a rate of 0 nothing is learnt; 2e-4 is TRL's value for LoRA fine-tuning",
                 ),
-                Adjustment(
-                    "", proposed="look at the scheduler: trainer.lr_scheduler.get_last_lr(), and the number of steps "
-                    "it was made for", apply="check", confidence="high",
-                    why="a scheduler made for 0 or 1 steps, or stepped once too often, gives 0 throughout",
-                ),
+                look,
             ]  # fmt: skip
         if case == "ended":
             made_for = breach.evidence["low_since_step"]
@@ -207,31 +210,27 @@ class LrSchedule(Rule):
                 ),
             ]  # fmt: skip
         if case == "warmup":
-            return [
-                Adjustment(
-                    "warmup_steps", current=run.number("warmup_steps") or run.number("warmup_ratio"), proposed=0.05,
-                    direction="down", confidence="high",
-                    why="3 to 10 % of the run is enough for LoRA; a fraction scales with the run's length",
-                )
-            ]  # fmt: skip
+            why = "3 to 10 % of the run is the usual warm-up; until it is over, the run trains at less than its rate"
+            return [warmup(run, why, share=0.05, confidence="high", direction="down")]
         if case == "cold":
-            return [
-                Adjustment(
-                    "warmup_steps", current=run.number("warmup_steps"), proposed=0.03, direction="up",
-                    confidence="low",
-                    why="Adam's first steps are its least certain; 3 to 10 % of warm-up costs next to nothing. If the "
-                    "loss falls smoothly, leave it",
-                )
-            ]  # fmt: skip
-        return [
+            why = (
+                "Adam's first steps are its least certain; 3 to 10 % of warm-up costs next to nothing. If the loss "
+                "falls smoothly, leave it"
+            )
+            return [warmup(run, why, share=0.03, confidence="low", direction="up")]
+        advice = [
             Adjustment(
                 "", proposed="resume with trainer.train(resume_from_checkpoint=…) from a folder that holds "
                 "scheduler.pt and optimizer.pt, and the same num_train_epochs", apply="check", confidence="high",
                 why="without them the warm-up, the peak rate and Adam's first steps come again on a trained adapter",
-            ),
-            Adjustment(
-                "save_only_model", current=run.fact("save_only_model"), proposed=False, apply="resume",
-                confidence="medium", why="save_only_model=True leaves optimizer and scheduler out of the checkpoint",
-                cost="checkpoints about three times as large",
-            ),
+            )
         ]  # fmt: skip
+        if run.fact("save_only_model") is True:
+            advice.append(
+                Adjustment(
+                    "save_only_model", current=True, proposed=False, apply="resume", confidence="medium",
+                    why="save_only_model=True leaves optimizer and scheduler out of the checkpoint",
+                    cost="checkpoints about three times as large",
+                )
+            )  # fmt: skip
+        return advice

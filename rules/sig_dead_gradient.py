@@ -145,17 +145,14 @@ class SigDeadGradient(Rule):
                     why="activation checkpointing on a frozen base passes no gradient on unless its inputs ask for one",
                 )
             )  # fmt: skip
-        rate = run.last("learning_rate")
-        if rate == 0.0:
+        rates = run.series.get("learning_rate")
+        if rates is not None and rates.count >= self.logs and max(*rates.head, *rates.recent) == 0.0:
             advice.insert(
                 0,
                 Adjustment(
-                    "learning_rate",
-                    current=0.0,
-                    proposed=2e-4,
-                    direction="up",
-                    confidence="high",
-                    why="the logged learning rate is 0",
+                    "", proposed="the learning rate is 0 in every log: look at learning_rate and at "
+                    "trainer.lr_scheduler.get_last_lr()", apply="check", confidence="high",
+                    why="with a rate of 0 the optimizer changes nothing",
                 ),
-            )
+            )  # fmt: skip
         return advice

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.records import MetricRow
-from lorawatch.remedies import clip_gradients, lower_rate
+from lorawatch.remedies import bfloat16, clip_gradients, lower_rate
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import REINFORCEMENT, Run
 
@@ -134,6 +134,7 @@ class SigHiddenNan(Rule):
         step = breach.evidence["first_step"]
         good = breach.evidence["last_finite_step"]
         where = f"at or before step {good}" if isinstance(good, int) and good >= 0 else f"before step {step}"
+        where += " (the base model, where there is none)"
         told = f"from step {good} to" if isinstance(good, int) and good >= 0 else "up to"
         advice = [
             Adjustment(
@@ -145,17 +146,9 @@ class SigHiddenNan(Rule):
                 cost="the steps since that checkpoint",
             )
         ]  # fmt: skip
-        if not run.fact("bf16"):
-            known = run.fact("fp16") is True
-            advice.append(
-                Adjustment(
-                    "bf16", current=run.fact("bf16"), proposed=True, apply="resume",
-                    confidence="high" if known else "medium",
-                    why="fp16 overflows above 65,504, bf16 has the range of fp32; set fp16=False with it"
-                    if known
-                    else "if the run is in fp16: bf16 has the range of fp32 (needs an Ampere GPU or newer)",
-                )
-            )  # fmt: skip
+        wider = bfloat16(run, suspected=True)
+        if wider is not None:
+            advice.append(wider)
         advice.append(
             lower_rate(
                 run, 3, "too high a rate is the other common cause; a third leaves the danger zone and costs little",
@@ -170,7 +163,7 @@ class SigHiddenNan(Rule):
                 "logging_nan_inf_filter", current=run.fact("logging_nan_inf_filter"), proposed=False,
                 confidence="high", apply="resume",
                 why="a NaN loss is then logged as NaN, at the step where it comes, not as 0",
-                cost="after one NaN every later loss in the log is NaN, even if the model is fine",
+                cost="the later losses: after one NaN all of them read NaN, even if the model is fine",
             )
         )  # fmt: skip
         advice.append(

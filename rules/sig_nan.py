@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.records import MetricRow
-from lorawatch.remedies import clip_gradients, lower_rate
+from lorawatch.remedies import bfloat16, clip_gradients, lower_rate
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import Run
 
@@ -185,14 +185,9 @@ class SigNan(Rule):
                 cost="the steps since that checkpoint",
             )
         ]  # fmt: skip
-        if not run.fact("bf16"):
-            advice.append(
-                Adjustment(
-                    "bf16", current=run.fact("bf16"), proposed=True, apply="resume",
-                    confidence="high" if run.fact("fp16") is True else "medium",
-                    why="fp16 overflows above 65,504, bf16 has the range of fp32 (Ampere or newer; set fp16=False)",
-                )
-            )  # fmt: skip
+        wider = bfloat16(run, suspected=True)
+        if wider is not None:
+            advice.append(wider)
         advice.append(
             lower_rate(
                 run, 3, "too high a rate is the other common cause; a third leaves the danger zone and costs little",
