@@ -38,14 +38,15 @@ class _Watch:
     """One rule at work on one run."""
 
     __slots__ = (
-        "breaches", "calm", "error", "finding", "findings", "judge", "judged", "last", "rule", "seconds", "since",
-        "worst",
+        "breaches", "calm", "enough", "error", "finding", "findings", "judge", "judged", "last", "rule", "seconds",
+        "since", "worst",
     )  # fmt: skip
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
         self.judge = rule.judge
         self.judged = False
+        self.enough = rule.min_points <= 1
         self.breaches = 0
         self.calm = 0
         self.since = 0
@@ -91,13 +92,13 @@ class Engine:
         if run.kind is not self._kind:
             self._kind = run.kind
             self._plans.clear()
-        keys = tuple(record.values)
-        plan = self._plans.get(keys)
+        plan = self._plans.get(run.keys)
         if plan is None:
-            plan = self._plan(keys)
+            plan = self._plan(run.keys)
+        timed = self._timed
         for watch in plan:
             try:
-                breach = self._time(watch, record) if self._timed else watch.judge(record, run)
+                breach = self._time(watch, record) if timed else watch.judge(record, run)
             except Exception as error:  # a rule must never take anything else down
                 self._switch_off(watch, error)
                 continue
@@ -195,8 +196,10 @@ class Engine:
 
     def _broken(self, watch: _Watch, breach: Breach) -> None:
         rule, run = watch.rule, self.run
-        if rule.min_points > 1 and _points(rule, run)[1] < rule.min_points:
-            return
+        if not watch.enough:
+            if _points(rule, run)[1] < rule.min_points:
+                return
+            watch.enough = True  # points are never taken back
         watch.calm = 0
         if watch.breaches == 0:
             watch.since = run.step

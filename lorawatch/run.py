@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from typing import Any
 
 from lorawatch.records import FactUpdate, LifecycleEvent, MetricRow
@@ -131,8 +133,9 @@ class Series:
 
     def window(self, points: int) -> list[float]:
         """The last ``points`` finite values, oldest first; fewer when there are not so many."""
-        values = list(self.recent)
-        return values[-points:] if points < len(values) else values
+        values = list(islice(reversed(self.recent), points))
+        values.reverse()
+        return values
 
 
 class Run:
@@ -143,7 +146,10 @@ class Run:
         time: Unix time of the last record that carried one.
         loss: Running level of ``loss``, finite points only.
         rhythm: How the last 64 points of ``loss`` swing; made anew every 32 points.
+        keys: Metric names of the last row.
         logging_interval: Steps between the last two training rows.
+        max_steps: Steps that the run is to take, as far as it is known.
+        warmup_steps: Steps of learning-rate warm-up, as far as the facts tell; 0 when they do not.
         rows_since_resume: Training rows since the start or the last resume.
     """
 
@@ -156,6 +162,9 @@ class Run:
         self.dropped_series = 0
         self.loss = Level()
         self.rhythm = Rhythm()
+        self.max_steps: int | None = None
+        self.warmup_steps = 0
+        self.keys: tuple[str, ...] = ()
         self.rows = 0
         self.train_rows = 0
         self.step = 0
@@ -168,6 +177,7 @@ class Run:
         self.resumed_step: int | None = None
         self.rows_since_resume = 0
         self.ended = False
+        self._numbers: dict[str, float] = {}
         self._last_train_step = 0
         self._task_kind = Kind.UNKNOWN
         self._seen_keys: set[tuple[str, ...]] = set()
@@ -191,7 +201,7 @@ class Run:
             self.time = row.time
             if self.first_time is None:
                 self.first_time = row.time
-        keys = tuple(values)
+        self.keys = keys = tuple(values)
         if keys not in self._seen_keys:
             self._learn_kind(keys, values)
         series = self.series
@@ -226,6 +236,7 @@ class Run:
             if known is not None and (known.value == value or (update.inferred and not known.inferred)):
                 continue
             self.facts[name] = Fact(value, update.origin, update.inferred)
+            self._keep_number(name, value)
             changed = True
         if changed:
             self._facts_changed()
@@ -253,10 +264,7 @@ class Run:
 
     def number(self, name: str) -> float | None:
         """Value of a fact as a finite number; None when it is not known or is none."""
-        value = self.fact(name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return None
-        return float(value) if math.isfinite(value) else None
+        return self._numbers.get(name)
 
     def last(self, name: str) -> float | None:
         """Last value of a metric, which may be NaN; None when it was never logged."""
@@ -267,12 +275,6 @@ class Run:
         """How many finite values of a metric were logged."""
         one = self.series.get(name)
         return 0 if one is None else one.count
-
-    @property
-    def max_steps(self) -> int | None:
-        """Steps that the run is to take, as far as it is known."""
-        steps = self.number("max_steps")
-        return int(steps) if steps is not None and steps > 0 else None
 
     @property
     def progress(self) -> float | None:
@@ -292,14 +294,12 @@ class Run:
         return max(*series.head, *series.recent)
 
     @property
-    def warmup_steps(self) -> int:
-        """Steps of learning-rate warm-up, as far as the facts tell; 0 when they do not."""
-        steps = self.number("warmup_steps") or 0.0
-        if 0 < steps < 1:  # transformers 5: a fraction is a ratio of the run
-            return int(steps * (self.max_steps or 0))
-        if steps:
-            return int(steps)
-        return int((self.number("warmup_ratio") or 0.0) * (self.max_steps or 0))
+    def ends_epoch(self) -> bool:
+        """Whether the last row is an epoch's last: its batch may be short, so that it jumps for no other reason."""
+        if self.epoch is None or self.train_rows < 4:
+            return False
+        share = self.epoch / self.train_rows  # of an epoch that one row spans
+        return share < 0.25 and -self.epoch % 1.0 < share
 
     @property
     def warming_up(self) -> bool:
@@ -320,7 +320,23 @@ class Run:
         elif self.kind is Kind.UNKNOWN and self._task_kind is Kind.UNKNOWN and "loss" in values:
             self.kind = Kind.SFT
 
+    def _keep_number(self, name: str, value: Any) -> None:
+        self._numbers.pop(name, None)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            with contextlib.suppress(OverflowError):  # a whole number beyond what a float holds
+                if math.isfinite(value):
+                    self._numbers[name] = float(value)
+
     def _facts_changed(self) -> None:
+        # Kept rather than computed when asked for: rules ask at each row.
+        steps = self.number("max_steps")
+        self.max_steps = int(steps) if steps is not None and steps > 0 else None
+        warm = self.number("warmup_steps") or 0.0
+        if 0 < warm < 1:  # transformers 5: a fraction is a ratio of the run
+            warm *= self.max_steps or 0
+        elif not warm:
+            warm = (self.number("warmup_ratio") or 0.0) * (self.max_steps or 0)
+        self.warmup_steps = int(min(warm, 1e18))
         trainer = _TRAINERS.get(str(self.fact("trainer_class", "")))
         task = trainer or _TASKS.get(str(self.fact("task_type", "")))
         # A LoRA adapter for CAUSAL_LM is also what DPO and GRPO train: only the trainer's class settles it.

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.records import MetricRow
-from lorawatch.remedies import clip_gradients, lower_rate
+from lorawatch.remedies import bfloat16, clip_gradients, lower_rate
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import REINFORCEMENT, Kind, Run
 
@@ -33,7 +33,8 @@ class GradExplosion(Rule):
     level stands above where it began, or half above its best.
 
     ## What to change
-    A third of the learning rate, and a tighter clip, from the checkpoint before the rise.
+    A third of the learning rate, bf16 in place of fp16, and a tighter clip, from the checkpoint before the rise. Delete
+    `scheduler.pt` from it: the Trainer otherwise goes on with the old rate.
 
     ## Known false alarms
     A run that goes on with other data, or whose frozen layers are released on the way.
@@ -76,7 +77,11 @@ class GradExplosion(Rule):
         value = math.log(norm)
         last = self.last
         if len(last) == 5:
-            self._teach(last[0])
+            self.count = count = self.count + 1
+            move = last[0] - self.level
+            if move > 1.0 and count > 20:  # a rise teaches slowly, so that it is not taken for the new normal
+                move = 1.0
+            self.level += move / min(count, 50)
         last.append(value)
         if self.count < 15:
             return None
@@ -93,16 +98,6 @@ class GradExplosion(Rule):
             self.lasted = 0
             return None
         return self._judge_level(norm, run)
-
-    def _teach(self, value: float) -> None:
-        self.count = count = self.count + 1
-        if count == 1:
-            self.level = value
-            return
-        move = value - self.level
-        if count > 20 and move > 1.0:  # a rise teaches the level slowly, so that it is not taken for the new normal
-            move = 1.0
-        self.level += move / min(count, 50)
 
     def _judge_level(self, norm: float, run: Run) -> Breach | None:
         middle = sorted(self.last)[2]
@@ -135,6 +130,9 @@ class GradExplosion(Rule):
                 confidence="medium", cost="the steps since that checkpoint",
             )
         ]  # fmt: skip
+        wider = bfloat16(run)
+        if wider is not None:
+            advice.append(wider)
         clip = clip_gradients(
             run, "limits what each step can do, not its direction: beside a lower rate, not in place of it"
         )

@@ -51,6 +51,7 @@ class LossAtUniform(Rule):
     uniform: float = param(0.9, unit="share of ln V", help="The last losses are at this share of ln V or above.")
     start: float = param(0.7, unit="share of ln V", help="A run that starts above this share is not judged.")
     limit: float = state(float)
+    exempt: float | None = state(lambda: None)
 
     def judge(self, row: MetricRow, run: Run) -> Breach | None:
         """Compare the last three points with ln V."""
@@ -58,13 +59,16 @@ class LossAtUniform(Rule):
         if loss - loss != 0.0 or (loss < self.limit and self.easing == 1.0) or run.loss.count < 3:
             return None
         vocabulary = run.number("vocab_size")
-        if vocabulary is None or vocabulary < 2:
+        if vocabulary is None or vocabulary < 2 or vocabulary == self.exempt:
             return None
         most = math.log(vocabulary)
         self.limit = self.uniform * most
-        last = median(run.series["loss"].window(3))
         first = run.series["loss"].head[0]
-        if last < self.limit * self.easing or first >= self.start * most:
+        if first >= self.start * most:
+            self.exempt = vocabulary  # the first loss stays what it was: no later row is judged
+            return None
+        last = median(run.series["loss"].window(3))
+        if last < self.limit * self.easing:
             return None
         return Breach(
             f"loss is {last:.4g}: the model, which started at {first:.4g}, now does no better than guessing among "
@@ -79,6 +83,6 @@ class LossAtUniform(Rule):
                 run, 10.0, "the model is destroyed: restart from the base model, not from a checkpoint of this run",
                 apply="restart", cost="the whole run so far",
             ),
-            clip_gradients(run, "bounds what one batch can do"),
+            clip_gradients(run, "bounds what one batch can do", apply="restart"),
         ]  # fmt: skip
         return [item for item in advice if item is not None]

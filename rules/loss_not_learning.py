@@ -28,9 +28,9 @@ class LossNotLearning(Rule):
       significant (Welch's t below 3), and it is as good as sure (2 standard errors, corrected for neighbours that
       are alike) that the fall is below 8 %: a loss too noisy to tell is not called flat. Nor is one that lies 5 % below
       the first five points, warm-up included. Asked first when 20 points
-      and 100 steps are past warm-up (10 points, means of 5, where each point is the mean of 25 steps or more), then
-      every 10 points until the window of 40 points or 100 steps has passed four times. A warning, worded as a
-      question.
+      and 100 steps are past warm-up, then every 10 points until the window of 40 points or 100 steps has passed four
+      times; told when two answers in a row are flat. Where each point is the mean of 25 steps or more, 10 points
+      (means of 5) and one answer are enough. A warning, worded as a question.
     - Repeated: each of 6 logged losses in a row is equal, to the last digit, to the one as many points before it in
       the run's first 128, with at least 4 different values, while steps go on. The weights then do not change at all.
       Critical: chance does not do that.
@@ -80,7 +80,11 @@ class LossNotLearning(Rule):
     places: dict[float, tuple[int, int]] = state(dict)
     expected: int = state(lambda: -1)
     streak: int = state(int)
+    looks: int = state(int)
     kinds_seen: set[float] = state(set)
+    warm: int = state(lambda: -1)
+    warmed: int = state(int)
+    scanned: int = state(int)
 
     def judge(self, row: MetricRow, run: Run) -> Breach | None:
         """Look for repetition at each point, for a flat start now and then."""
@@ -123,13 +127,21 @@ class LossNotLearning(Rule):
             Severity.CRITICAL,
         )
 
+    def _warmed(self, warm: int, steps: list[int]) -> int:
+        """How many of the first points lie within the warm-up; each is looked at once."""
+        if warm != self.warm:
+            self.warm, self.warmed, self.scanned = warm, 0, 0
+        while self.scanned < len(steps):
+            self.warmed += steps[self.scanned] <= warm
+            self.scanned += 1
+        return self.warmed
+
     def _flat(self, count: int, run: Run) -> None:
         self.due = count + (10 if count < 100 else 50)
         warm, series, interval = run.warmup_steps, run.series["loss"], max(run.logging_interval, 1)
         if run.warming_up:
             return
-        skipped = sum(1 for step in series.head_steps if step <= warm)
-        head = series.head[skipped:]
+        skipped = self._warmed(warm, series.head_steps)
         seen = count - skipped
         first_step = series.head_steps[skipped] if skipped < len(series.head_steps) else run.step
         span = run.step - first_step + interval
@@ -138,19 +150,24 @@ class LossNotLearning(Rule):
             if seen >= needed:
                 self.due = count + 1
             return
+        head = series.head[skipped:]
         size = min(max(10, seen // 3), seen // 2, len(head))
         before, after = head[:size], series.window(size)
         start, now = sum(before) / size, sum(after) / size
         fall = 1.0 - now / start if start > 0 else 1.0
-        significance = welch_t(before, after)
         window = max(self.window, self.steps // interval)
         late = seen > 4 * window
-        flat = -self.rise < fall < self.drop / self.easing and significance < self.significance
+        flat = -self.rise < fall < self.drop / self.easing
         if flat and now < (1.0 - self.learnt) * run.loss.initial:
             flat = False  # it learnt during the warm-up
+        significance = welch_t(before, after) if flat else math.inf
+        flat = significance < self.significance
         if flat:  # too noisy to tell is not flat
             error = math.hypot(mean_error(before), mean_error(after)) / start
             flat = fall + 2.0 * error < self.doubt
+        self.looks = self.looks + 1 if flat else 0
+        if flat and self.looks == 1 and interval < self.wide and not late:
+            return  # asked a second time, ten points on
         if start < self.floor or not flat or (late and self.verdict is None):
             self.verdict = None
             if late or start < self.floor:
@@ -159,8 +176,8 @@ class LossNotLearning(Rule):
         guess = _classes(now, run)
         told = f", which is ln {guess}: the model guesses evenly among {guess} classes" if guess else ""
         self.verdict = Breach(
-            f"is it learning? loss went from {start:.4g} to {now:.4g} in {span} steps after warm-up ({-fall:+.1%}, "
-            f"t = {significance:.1f}){told}",
+            f"is it learning? loss went from {start:.4g} to {now:.4g} in {span} steps after warm-up "
+            f"({-100 * fall:+.1f} %, no more than its noise){told}",
             {"first_mean": start, "last_mean": now, "relative_fall": fall, "t": significance, "points": seen,
              "steps": span, "classes_guessed_among": guess or None, "learning_rate": run.peak_learning_rate},
         )  # fmt: skip
@@ -170,7 +187,7 @@ class LossNotLearning(Rule):
         adapter = look(
             "model.print_trainable_parameters(): is it above 0, do the target_modules match this model's layers, and "
             "does a lora_B weight change within 10 steps?",
-            "an adapter without gradient is the commonest cause of a loss that stands still",
+            "an adapter that gets no gradient learns nothing, and says so nowhere else",
         )
         if "repeated_points" in breach.evidence:
             return [
@@ -183,7 +200,8 @@ class LossNotLearning(Rule):
                 adapter,
             ]
         labels = (
-            "print one batch: do the labels fit the inputs, and is the classification head trained (modules_to_save)?"
+            "print one batch: do the labels fit the inputs; and, with a new classification head, is it trained "
+            "(modules_to_save)?"
             if run.kind is Kind.CLASSIFICATION
             else "print the labels of one batch: are the answer's tokens there (not -100), and do they fit the inputs?"
         )

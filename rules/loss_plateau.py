@@ -11,7 +11,7 @@ from lorawatch.records import MetricRow
 from lorawatch.remedies import larger_rank, look, raise_rate
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import RECENT, SUPERVISED, Run
-from lorawatch.stats import linear_fit, mann_kendall_z, power_about_line, theil_sen
+from lorawatch.stats import is_steep, linear_fit, mann_kendall_z, power_about_line, theil_sen
 
 
 @dataclass(slots=True)
@@ -85,15 +85,19 @@ class LossPlateau(Rule):
         if abs(slope * 64) > 3.0 * self.change * level:  # far from flat: spare the costly tests
             return None
         error = math.sqrt(12 * power_about_line(values) / 62 / 64) / level
-        change = theil_sen(values) * 64 / level
-        if error > self.error or abs(change) >= self.change / self.easing or abs(mann_kendall_z(values)) >= 1.96:
+        if error > self.error or _improves(run) or abs(mann_kendall_z(values)) >= 1.96:
             return None
-        if _improves(run):
+        if is_steep(values, self.change / self.easing * level / 64):
+            return None
+        if self.verdict is not None:  # told already: nobody asks for the slope again, which is dear to find
+            return self.verdict
+        change = theil_sen(values) * 64 / level
+        if abs(change) >= self.change / self.easing:
             return None
         steps = 64 * group * run.logging_interval
         return Breach(
-            f"loss has stood at {level:.4g} for {steps} steps (change {change:+.2%}), with {1 - progress:.0%} of the "
-            "run to come",
+            f"loss has stood at {level:.4g} for {steps} steps (change {100 * change:+.2f} %), with "
+            f"{100 * (1 - progress):.0f} % of the run to come",
             {"loss_level": level, "relative_change": change, "standard_error": error, "window_steps": steps,
              "progress": progress},
         )  # fmt: skip
@@ -104,7 +108,7 @@ class LossPlateau(Rule):
         has_eval = run.points("eval_loss") > 0
         advice = [
             look(
-                f"is evaluation flat too? Then stopping now saves {left:.0%} of the run"
+                f"is evaluation flat too? Then stopping now saves {100 * left:.0f} % of the run"
                 + ("" if has_eval else " (this run evaluates nothing: set eval_strategy)"),
                 "a flat loss late in a run is normal; only evaluation tells whether more steps help",
             ),

@@ -19,7 +19,7 @@ class LossSlowStart(Rule):
 
     ## Why it matters
     Most of what a LoRA run learns comes early: the loss usually falls by a quarter within 100 steps. One that barely
-    moves will often finish undertrained. The commonest reason is a learning rate that was meant for full fine-tuning:
+    moves will often finish undertrained. A common reason is a learning rate that was meant for full fine-tuning:
     `SFTConfig` defaults to 2e-5, LoRA takes about ten times that.
 
     ## How it decides
@@ -31,7 +31,7 @@ class LossSlowStart(Rule):
     and yet significant (Welch's t of 3): it learns, too slowly. It resolves when the loss has fallen by 7 %.
 
     ## What to change
-    The guide's order: learning rate up (to 2e-4 for LoRA, in one step from far below, else three times it); check
+    The guide's order: learning rate up (for LoRA to 2e-4, in one step from below 5e-5, else three times it); check
     data, labels and adapter; then the rank up, with alpha. Never rate and alpha together: they act alike.
 
     ## Known false alarms
@@ -71,9 +71,8 @@ class LossSlowStart(Rule):
         return self.verdict
 
     def _look(self, count: int, run: Run) -> None:
-        warm, interval = run.warmup_steps, max(run.logging_interval, 1)
-        wanted = warm + max(self.steps, self.share * (run.max_steps or 0))
-        needed = self.points // 2 if interval >= self.wide else self.points
+        needed = self.points // 2 if max(run.logging_interval, 1) >= self.wide else self.points
+        wanted = run.warmup_steps + max(self.steps, self.share * (run.max_steps or 0))
         if count < needed or run.step < wanted or run.warming_up:
             self.due = count + 1 if count >= needed or needed - count < 10 else needed
             return
@@ -95,8 +94,8 @@ class LossSlowStart(Rule):
         rate = run.peak_learning_rate
         why = f", at a learning rate of {rate:.2g}, low for LoRA" if low and rate else ""
         self.verdict = Breach(
-            f"loss went from {start:.4g} to {level:.4g} in {run.step} steps ({-fall:+.1%}){why}"
-            + ("" if run.kind is Kind.CLASSIFICATION else "; -27 % at step 100 is usual"),
+            f"loss went from {start:.4g} to {level:.4g} in {run.step} steps ({-100 * fall:+.1f} %){why}"
+            + ("" if run.kind is Kind.CLASSIFICATION else "; the median of 16 healthy runs is -27 % at step 100"),
             {"relative_fall": fall, "limit": limit, "first_level": start, "level": level, "steps": run.step,
              "learning_rate": rate},
             Severity.WARNING if low or surely else None,
@@ -118,7 +117,7 @@ class LossSlowStart(Rule):
                 why="warm-up takes more than a fifth of the run",
             ) if long_warmup else None,
             raise_rate(
-                run, "small steps are the commonest cause of a slow start; 2e-4 is the usual rate of LoRA",
+                run, "small steps are a common cause of a slow start; 2e-4 is the usual rate of LoRA",
                 confidence="medium" if low else "low",
             ),
             look(

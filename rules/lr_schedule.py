@@ -73,6 +73,7 @@ class LrSchedule(Rule):
     first_after: float = state(float)
     restart: Breach | None = state(lambda: None)
     hot_start: bool = state(bool)
+    cold_start: Breach | None = state(lambda: None)
 
     def judge(self, row: MetricRow, run: Run) -> Breach | None:
         """Follow the rate; look closer where it is low, rising late, or after a resume."""
@@ -169,11 +170,14 @@ class LrSchedule(Rule):
             return None  # what is stated beats a first rate that was logged after a warm-up of a few steps
         if not self.hot_start and steps is None:
             return None
-        return Breach(
-            f"no warm-up: the learning rate starts at its peak of {self.peak:.2g}",
-            {"peak": self.peak, "case": "cold"},
-            Severity.INFO,
-        )
+        told = self.cold_start
+        if told is None or told.evidence["peak"] != self.peak:  # else it says the same at each row
+            told = self.cold_start = Breach(
+                f"no warm-up: the learning rate starts at its peak of {self.peak:.2g}",
+                {"peak": self.peak, "case": "cold"},
+                Severity.INFO,
+            )
+        return told
 
     def advise(self, breach: Breach, run: Run) -> list[Adjustment]:
         """By the case: what makes the schedule fit."""

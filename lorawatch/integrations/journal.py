@@ -7,7 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lorawatch.records import Record
+from lorawatch.sources.follow import read_at
 from lorawatch.sources.lorawatch_jsonl import encode
+
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT
+for _name in ("O_CLOEXEC", "O_BINARY"):  # each where the system knows it; O_BINARY, or Windows writes \r\n
+    _FLAGS |= getattr(os, _name, 0)
 
 
 class Journal:
@@ -50,8 +55,8 @@ class Journal:
 
     def _open(self) -> int:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(self.path, _FLAGS, 0o666)
         size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        if size and read_at(descriptor, 1, size - 1) != b"\n":
             os.write(descriptor, b"\n")  # an earlier process was cut off within a line: leave it torn, start a new one
         return descriptor
