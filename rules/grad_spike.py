@@ -34,7 +34,7 @@ class GradSpike(Rule):
       the noise is needed for that.
 
     It is information. It becomes a warning when the loss jumps too (6 sigma, and 30 % or 0.2 above its level) within
-    20 steps.
+    20 steps, unless at the last point of an epoch, whose batch is short.
 
     ## What to change
     After a single spike: nothing. Where the loss follows, or spikes come again: clip tighter and look at the batch.
@@ -128,7 +128,8 @@ class GradSpike(Rule):
         if run.step - self.spike_step > max(self.follow, run.logging_interval):
             self.spike = None
             return None
-        if loss.count > 20 and loss.z > 6.0 and loss.excess > max(0.3 * (loss.previous - loss.excess), 0.2):
+        jumped = loss.count > 20 and loss.z > 6.0 and loss.excess > max(0.3 * (loss.previous - loss.excess), 0.2)
+        if jumped and not run.ends_epoch:
             self.spike = Breach(
                 f"{spike.summary}, and the loss jumped to {loss.previous:.3g} at step {run.step}",
                 spike.evidence | {"followed_by_loss": True, "loss": loss.previous},

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.records import MetricRow
-from lorawatch.remedies import clip_gradients, length_grouped, longer_warmup, lower_rate
+from lorawatch.remedies import bfloat16, clip_gradients, length_grouped, longer_warmup, lower_rate
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import SUPERVISED, Run
 
@@ -37,8 +37,8 @@ class LossBlowUp(Rule):
     A run that starts below 0.3 is left alone.
 
     ## What to change
-    Stop. A learning rate above 1e-3 is divided by 10, a lower one by 3; then a warm-up over 5 % of the run and a
-    tighter clip. Start anew from the base model: a checkpoint from after the rise is damaged.
+    Stop. A learning rate above 1e-3 is divided by 10, a lower one by 3; then a warm-up over 5 % of the run, bf16 in
+    place of fp16, and a tighter clip. Start anew from the base model: a checkpoint from after the rise is damaged.
 
     ## Known false alarms
     Batches grouped by length, when the run does not say that they are: short answers have a higher loss per token.
@@ -133,6 +133,7 @@ class LossBlowUp(Rule):
                 "model, not from a checkpoint after the rise", apply="restart", cost="the steps so far",
             ),
             longer_warmup(run, "the first updates of Adam are the wildest: let the rate rise over 5 % of the run"),
-            clip_gradients(run, "a tighter clip bounds what one batch can do"),
+            bfloat16(run, apply="restart"),
+            clip_gradients(run, "a tighter clip bounds what one batch can do", apply="restart"),
         ]  # fmt: skip
         return [item for item in advice if item is not None]

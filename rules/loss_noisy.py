@@ -71,8 +71,8 @@ class LossNoisy(Rule):
         if noise <= self.noise * self.easing:
             return None
         return Breach(
-            f"loss of one step varies by {noise:.0%} of its level, independently from step to step: batch noise, not "
-            "instability",
+            f"loss of one step varies by {100 * noise:.0f} % of its level, independently from step to step: batch "
+            "noise, not instability",
             {"noise_share": noise, "limit": self.noise, "von_neumann_ratio": rhythm.swing, "loss_level": level.slow,
              "logging_steps": run.logging_interval, "effective_batch": effective_batch(run)},
         )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.records import MetricRow
-from lorawatch.remedies import clip_gradients, larger_batch, longer_warmup, lower_rate
+from lorawatch.remedies import clip_gradients, larger_batch, longer_warmup, look, lower_rate
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import SUPERVISED, Run
 
@@ -29,8 +29,8 @@ class LossOscillation(Rule):
     the data's order makes it swing: that is loss/periodic.
 
     ## What to change
-    Half the learning rate. Then a larger effective batch through gradient accumulation, up to 32 sequences a step:
-    beyond that LoRA loses quality. Then warm-up and a tighter clip.
+    Look first whether two data sets take turns. Half the learning rate. Then a larger effective batch through gradient
+    accumulation, up to 32 sequences a step: beyond that LoRA loses quality. Then warm-up and a tighter clip.
 
     ## Known false alarms
     Two data sets that alternate batch by batch. What logging averages away it cannot see: with a logging interval of
@@ -77,8 +77,8 @@ class LossOscillation(Rule):
         if rate is not None and peak and rate < self.decayed * peak:
             return None
         return Breach(
-            f"loss swings up and down: von Neumann ratio {swing:.2f} over two windows of 64 points (noise gives 2.0), "
-            f"by {noise:.0%} of its level from point to point",
+            f"loss goes up and down by {100 * noise:.0f} % of its level from one logged point to the next, more "
+            f"regularly than noise does (von Neumann ratio {swing:.2f} over 128 points; noise gives 2)",
             {"von_neumann_ratio": swing, "limit": limit, "noise_share": noise, "loss_level": level.slow,
              "learning_rate": rate},
         )  # fmt: skip
@@ -86,9 +86,13 @@ class LossOscillation(Rule):
     def advise(self, breach: Breach, run: Run) -> list[Adjustment]:
         """Half the rate; then batch, warm-up, clip."""
         advice = [
+            look(
+                "do two data sets take turns batch by batch? Then the swing is theirs, and nothing is wrong",
+                "alternating data looks the same in the log, and is the one other cause",
+            ),
             lower_rate(
                 run, 2.0, "the updates overshoot: noise alone does not swing like this", confidence="medium",
-                cost="slower at first",
+                cost="some speed at first",
             ),
             larger_batch(run, "averages the gradient over more sequences", confidence="medium"),
             longer_warmup(run, "lets Adam's averages settle before the full rate", confidence="low"),

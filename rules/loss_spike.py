@@ -120,7 +120,9 @@ class LossSpike(Rule):
                 evidence,
                 Severity.WARNING,
             )
-        return Breach(f"loss jumped to {loss:.3g}, {level.z:.0f} sigma above its level of {usual:.3g}", evidence)
+        return Breach(
+            f"loss jumped to {loss:.3g}, {level.z:.0f} times its usual noise above its level of {usual:.3g}", evidence
+        )
 
     def _heavy_tailed(self, spikes: int, run: Run) -> bool:
         """Whether half-high points are more frequent than spikes: then the noise has a heavy tail, no faults."""
@@ -172,10 +174,7 @@ class LossSpike(Rule):
         """Whether the end of an epoch, a resume or a period explains the jump."""
         if run.rhythm.periodic or (run.resumed_step is not None and run.rows_since_resume <= 10):
             return True
-        if row.epoch is None or run.train_rows < 4:
-            return False
-        share = row.epoch / run.train_rows  # of an epoch that one point spans
-        return share < 0.25 and -row.epoch % 1.0 < share
+        return row.epoch is not None and run.ends_epoch
 
     def advise(self, breach: Breach, run: Run) -> list[Adjustment]:
         """Nothing after a single spike; data, rate and clip when they repeat or last."""
@@ -186,7 +185,7 @@ class LossSpike(Rule):
         advice = [
             look(
                 f"the batch of step {step}: empty or cut answers, another language, broken encoding; filter such rows",
-                "spikes usually come from the data",
+                "a batch unlike the others is a common cause",
             ),
             lower_rate(run, 2.0, "smaller steps bear a bad batch better", confidence="medium"),
             clip_gradients(run, "the clip is what bounds a bad batch"),

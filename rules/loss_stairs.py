@@ -113,8 +113,8 @@ class LossStairs(Rule):
             if values[-1] > (1.0 + self.eval_rise) * best:
                 worse = f", while evaluation rose from {best:.4g} to {values[-1]:.4g}"
         return Breach(
-            f"loss dropped by {fall / mean_before:.0%} at the start of epoch {self.boundary + 1} ({mean_before:.3g} to "
-            f"{mean_after:.3g}), beyond its trend: rows seen before are remembered{worse}",
+            f"loss dropped by {100 * fall / mean_before:.0f} % at the start of epoch {self.boundary + 1} "
+            f"({mean_before:.3g} to {mean_after:.3g}), beyond its trend: rows seen before are remembered{worse}",
             {"relative_drop": fall / mean_before, "standard_errors": fall / error, "before": mean_before,
              "after": mean_after, "boundary": self.boundary, "boundaries": self.boundaries},
             Severity.WARNING if worse else None,

@@ -83,7 +83,7 @@ class LossStart(Rule):
             return None
         return Breach(
             f"loss is still {level:.3g} at step {run.step}, down from {self.start:.3g}: the guide expects 2–3 by now; "
-            "only 31 % of healthy runs are there, and the fall itself is healthy",
+            "of 16 healthy runs only 31 % were there, and the fall itself is healthy",
             {"seed_band": level, "first_loss": self.start, "expected": self.seed_band},
         )
 
@@ -108,7 +108,7 @@ class LossStart(Rule):
         meaning = (
             f"above the loss of guessing at random over any usual vocabulary (ln {LARGEST_VOCABULARY} = {most:.4g})"
             if loss > most
-            else "in the guide's band of 5–10; 12 % of real fine-tuning runs start there, the median is 2.6"
+            else "in the guide's band of 5–10; of 25 real fine-tuning runs 12 % start there, the median is 2.6"
         )
         return Breach(
             f"loss starts at {loss:.4g}, {meaning}",
@@ -125,7 +125,7 @@ class LossStart(Rule):
             look(
                 "print one batch with the tokenizer's decode: is the chat template the model's own, and is the "
                 "tokenizer the one of this checkpoint?",
-                "a wrong template or tokenizer is the usual cause of a high start",
+                "a wrong template or tokenizer is a common cause of a high start",
             ),
             look(
                 "perplexity of five plain sentences with the adapter off: above 50 the base weights are damaged "
@@ -133,6 +133,16 @@ class LossStart(Rule):
                 "tells the base model's fault from the data's",
             ),
         ]
+        summed = run.number("gradient_accumulation_steps") is None and start > math.log(LARGEST_VOCABULARY)
+        if summed:
+            advice.insert(
+                0,
+                look(
+                    "is the logged loss a sum (over micro-batches, devices or tokens) rather than a mean? One "
+                    "evaluation before the first step (eval_on_start=True) tells",
+                    "no model does worse than guessing by so much unless its loss is summed or its weights are broken",
+                ),
+            )
         if accumulation >= 2:
             advice.insert(
                 0,

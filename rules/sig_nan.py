@@ -9,7 +9,7 @@ from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.records import MetricRow
 from lorawatch.remedies import bfloat16, clip_gradients, lower_rate
 from lorawatch.rule import Rule, param, state
-from lorawatch.run import Run
+from lorawatch.run import SUPERVISED, Run
 
 
 @dataclass(slots=True)
@@ -28,6 +28,8 @@ class SigNan(Rule):
       else at the second in a row, because the loss scaler of fp16 may have skipped the first step.
     - Loss not finite, gradient norm finite: the log is poisoned, the model probably lives. A warning.
     - Loss not finite, no gradient norm in the log: a warning, critical from the 3rd in a row.
+    - No gradient norm in the log, and a supervised loss that goes from above 0.3 to exactly 0 and stays there for 10
+      logs: a warning. The Trainer writes 0 for NaN, and without the norm nothing else shows it.
     - Evaluation loss not finite: critical where the training log beside it is broken too (gradient norm or loss not
       finite, or a loss of exactly 0). Else a warning: with gradients in order it is most often an evaluation row
       whose labels are all masked, for the mean over 0 tokens is NaN.
@@ -60,7 +62,11 @@ class SigNan(Rule):
     release: int = param(5, unit="logs", help="Logs without a NaN, in a row, before it resolves.")
     dead_logs: int = param(2, unit="logs", help="Logs in a row with NaN loss and NaN gradients that are no skip.")
     blind_logs: int = param(3, unit="logs", help="NaN losses in a row that are critical without a gradient norm.")
+    zero_logs: int = param(10, unit="logs", help="Losses of exactly 0 in a row that count without a gradient norm.")
+    fallen: float = param(0.3, unit="nats", help="Least last loss above 0 before such zeros: a lower one was learnt.")
     streak: int = state(int)
+    zeros: int = state(int)
+    last_loss: float = state(float)
     dead: int = state(int)
     last_finite: int = state(lambda: -1)
     broken_evals: dict[str, Breach] = state(dict)
@@ -73,11 +79,28 @@ class SigNan(Rule):
             return self._judge_eval(row, run)
         if loss - loss == 0.0:
             self.streak = self.dead = 0
+            if loss == 0.0 and "grad_norm" not in values:
+                return self._judge_zero(run)
+            self.zeros, self.last_loss = 0, loss
             self.last_finite = run.step
             if self.broken_evals:
                 return next(iter(self.broken_evals.values()))
             return None
         return self._judge_train(loss, values, run)
+
+    def _judge_zero(self, run: Run) -> Breach | None:
+        self.zeros += 1
+        hidden = self.zeros >= self.zero_logs and self.last_loss >= self.fallen and run.kind in SUPERVISED
+        if not hidden or "grad_norm" in run.series:
+            return next(iter(self.broken_evals.values()), None)
+        return Breach(
+            f"the loss fell from {self.last_loss:.3g} (step {self.last_finite}) to exactly 0 and has been 0 for "
+            f"{self.zeros} logs: most likely it is NaN, which the Trainer logs as 0; the log has no gradient norm to "
+            "prove it",
+            {"metric": "loss", "loss": 0.0, "grad_norm": None, "logs_in_a_row": self.zeros, "case": "dead",
+             "last_loss": self.last_loss, "last_finite_step": self.last_finite},
+            Severity.WARNING,
+        )  # fmt: skip
 
     def _judge_train(self, loss: float, values: dict[str, float], run: Run) -> Breach:
         self.streak += 1

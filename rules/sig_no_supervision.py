@@ -23,7 +23,8 @@ class SigNoSupervision(Rule):
     The loss is exactly 0 and the gradient norm is exactly 0 in the same log, 3 logs in a row. A loss that is 0 beside
     a gradient norm of NaN is another thing: see `sig/hidden-nan`. Runs whose loss had already been learnt down to
     less than 0.05 are left alone, because a memorised data set can round both to 0. Logs without a gradient norm
-    (transformers before 4.38) are judged only from their start: 10 logs, all of them 0, make a warning.
+    (transformers before 4.38, LLaMA-Factory's `trainer_log.jsonl`) are judged only from their start: 10 logs, all of
+    them 0, make a warning. A loss that falls to 0 there later is `sig/nan`.
 
     ## What to change
     Stop the run: it trains nothing. Decode one batch and look at which tokens keep their label. Four causes make up
@@ -61,6 +62,7 @@ class SigNoSupervision(Rule):
         values = row.values
         loss = values["loss"]
         if loss != 0.0:
+            self.zeros = 0
             if loss > 0.0:
                 self.last_positive = loss
             return None
