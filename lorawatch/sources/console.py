@@ -54,6 +54,7 @@ class ConsoleSource(LineSource):
         self._plain_first: int | None = None
         self._told_every: int | None = None
         self._told_total: int | None = None
+        self._over = False  # the summary of the run was read
         super().__init__(path, chunk=chunk)
 
     def _parse(self, block: bytes) -> list[Record]:
@@ -206,6 +207,7 @@ class ConsoleSource(LineSource):
         stated = values.pop("step", None)
         if "train_runtime" in values:
             numbers = ", ".join(f"{name} {value:g}" for name, value in values.items())
+            self._over = True
             out.append(LifecycleEvent("ended", step=clock.step or None, detail=numbers[:300]))
             return
         if "loss" not in values and "reward" not in values and "learning_rate" not in values:
@@ -222,6 +224,9 @@ class ConsoleSource(LineSource):
             or (epoch is None and clock.bar is not None and clock.bar < clock.step - 2 * (clock.every or 1))
         ):
             self._went_back(epoch, out)
+        elif self._over and self._gap.other and self._gap.other[1] != clock.total:
+            self._goes_further(*self._gap.other, out)
+        self._over = False
         if stated is not None and clock.step < stated < 1e12 and stated.is_integer():
             clock.bar, clock.every, clock.settled = int(stated), int(stated) - clock.step, True
         gap = self._gap
@@ -252,15 +257,26 @@ class ConsoleSource(LineSource):
         else:
             anew = bar <= clock.first_step * 1.5
         if anew:
-            clock.restart()
-            clock.total, clock.bar = total, bar or None
-            self._told_every = self._told_total = None
-            out.append(LifecycleEvent("started"))
+            self._start_anew(bar, total, out)
             return
         step = clock.step_at(epoch, bar if bar < clock.step else None)
         clock.go_on_from(step)
         clock.total = total
         out.append(LifecycleEvent("resumed", step=step))
+
+    def _goes_further(self, bar: int, total: int, out: list[Record]) -> None:
+        """A row at another bar after the run's end: a run of other data, whose epochs lie further, or a longer one."""
+        if bar < self._clock.step:
+            self._start_anew(bar, total, out)
+        else:
+            self._clock.total, self._clock.bar = total, bar
+
+    def _start_anew(self, bar: int, total: int | None, out: list[Record]) -> None:
+        clock = self._clock
+        clock.restart()
+        clock.total, clock.bar = total, bar or None
+        self._told_every = self._told_total = None
+        out.append(LifecycleEvent("started"))
 
     def _plain(self, step: int, values: dict[str, float], out: list[Record]) -> None:
         """A row of a trainer that prints its step; where Hugging Face rows stand too, those are the log."""
@@ -322,5 +338,5 @@ def _ascending(numbers: list[float]) -> bool:
     return all(map(le, numbers, numbers[1:]))
 
 
-_PLAIN_STATE = ("_last_bar", "_told_every", "_told_total", "_plain_last", "_plain_first")
+_PLAIN_STATE = ("_over", "_last_bar", "_told_every", "_told_total", "_plain_last", "_plain_first")
 _BYTES_STATE = ("_host", "_last_raw")

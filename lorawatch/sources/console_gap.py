@@ -182,7 +182,7 @@ class Gap:
         printed = self._erased and same
         titled = not _HOST_TITLE.fullmatch(bar.title)
         if clock.rows and bar.total == clock.total:
-            clock.bar = bar.n
+            clock.bar, self.other = bar.n, None
         elif bar.postfix:
             found.append(_found("plain", step=bar.n, values=bar.postfix))
         elif titled and (loss := read_title(bar.title)) is not None:

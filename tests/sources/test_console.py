@@ -170,6 +170,35 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_resumed(tmp_path: Path) -> None
     assert [one.step for one in rows(records)][-4:] == [25, 30, 35, 40]
 
 
+def summary() -> str:
+    return "{'train_runtime': 12.5, 'train_loss': 0.5, 'epoch': 0.4}\n"
+
+
+def test_a_run_of_other_data_after_the_end_of_one_starts_anew_though_its_epochs_lie_further(tmp_path: Path) -> None:
+    further = "".join(f"\r{row(step * 20)}\n{bar(step, 50)}" for step in (5, 10, 15))
+    text = live_console(20) + summary() + bar(0, 50) + bar(5, 50) + further
+    records = read(ConsoleSource, tmp_path / "x.log", text + "\n")
+    assert [event.event for event in events(records)] == ["ended", "started"]
+    assert [one.step for one in rows(records)] == [5, 10, 15, 20, 5, 10, 15]
+
+
+def test_a_run_that_is_made_longer_after_its_end_goes_on(tmp_path: Path) -> None:
+    longer = "".join(f"\r{row(step)}\n{bar(step, 200)}" for step in (25, 30, 35))
+    text = live_console(20) + summary() + bar(0, 200) + bar(25, 200) + longer
+    records = read(ConsoleSource, tmp_path / "x.log", text + "\n")
+    assert [event.event for event in events(records)] == ["ended"]
+    assert [one.step for one in rows(records)] == [5, 10, 15, 20, 25, 30, 35]
+    assert facts(records)["max_steps"] == 200
+
+
+def test_a_run_that_is_resumed_after_its_last_evaluation_keeps_its_length(tmp_path: Path) -> None:
+    evaluated = bar(0, 8) + bar(8, 8) + "\r{'eval_loss': 1.5, 'epoch': 0.4}\n"
+    again = bar(0, 100) + "".join(f"{bar(step, 100)}\r{row(step)}\n" for step in (25, 30, 35))
+    records = read(ConsoleSource, tmp_path / "x.log", live_console(40) + evaluated + summary() + again)
+    assert [(event.event, event.step) for event in events(records)][1:] == [("resumed", 20)]
+    assert facts(records)["max_steps"] == 100
+
+
 def test_a_log_that_begins_in_the_middle_of_a_run_takes_its_bars(tmp_path: Path) -> None:
     text = "".join(f"{row(step)}\n{bar(step, 9_000)}\n{bar(step + 1, 9_000)}\n" for step in range(2_500, 2_510))
     assert steps(text, tmp_path)[1:] == list(range(2_501, 2_510))
