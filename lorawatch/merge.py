@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lorawatch.records import FactUpdate, LifecycleEvent, MetricRow, Record
-from lorawatch.source import Source
+from lorawatch.source import Source, SourceError
 
 
 @dataclass(slots=True)
@@ -69,6 +69,15 @@ def everything(source: Source) -> Iterator[Record]:
     yield from source.finish()
 
 
+def _readable(source: Source, *, finished: bool, best: bool) -> Iterator[Record]:
+    """What a source says; a lesser one that cannot be read, or not any more, does not spoil the run."""
+    try:
+        yield from everything(source) if finished else source.poll()
+    except SourceError:
+        if best:
+            raise
+
+
 def merged(sources: Sequence[Source], *, finished: bool = True) -> Iterator[Record]:
     """The records of one run's sources, in the order of their steps, each metric from the best source that tells it.
 
@@ -77,6 +86,9 @@ def merged(sources: Sequence[Source], *, finished: bool = True) -> Iterator[Reco
     Args:
         sources: Best first, each at its start. Afterwards each stands at its end.
         finished: The files are complete: a torn last line is read too.
+
+    Raises:
+        SourceError: The best source cannot be used.
     """
     if len(sources) == 1 or (sources and sources[0].format == "lorawatch"):
         # The callback told lorawatch.jsonl all that the other files say.
@@ -87,7 +99,7 @@ def merged(sources: Sequence[Source], *, finished: bool = True) -> Iterator[Reco
     for source in sources:
         coverages.append(Coverage(dict(coverage.spans), coverage.segments, coverage.rows, coverage.last_step))
         start = source.cursor()
-        for record in source.poll():
+        for record in _readable(source, finished=False, best=source is sources[0]):
             if isinstance(record, FactUpdate) and coverages[-1].rows:
                 yield record  # what a lesser source states holds for the whole run: first of all
             coverage.add(record)
@@ -106,7 +118,7 @@ def _steps(
     source: Source, rank: int, better: Coverage, *, primary: bool, finished: bool
 ) -> Iterator[tuple[int, int, int, Record]]:
     step = 0
-    for count, record in enumerate(everything(source) if finished else source.poll()):
+    for count, record in enumerate(_readable(source, finished=finished, best=rank == 0)):
         if type(record) is MetricRow:
             if record.step is not None:
                 step = record.step

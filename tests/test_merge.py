@@ -6,8 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
+
 from lorawatch.merge import Coverage, merged
 from lorawatch.records import FactUpdate, LifecycleEvent, MetricRow, Record
+from lorawatch.source import SourceError
 
 
 class Listed:
@@ -35,6 +38,12 @@ class Listed:
 
     def resume(self, cursor: dict[str, Any]) -> None:
         self.place = cursor["place"]
+
+
+class Broken(Listed):
+    def poll(self) -> Iterable[Record]:
+        yield from super().poll()
+        raise SourceError("no longer readable")
 
 
 class Journal(Listed):
@@ -77,6 +86,13 @@ def test_a_source_without_rows_leaves_the_lead_to_the_next() -> None:
     state = Listed(FactUpdate({"max_steps": 9}, "state"), row(1, loss=1.0), LifecycleEvent("ended"))
     records = list(merged([empty, state]))
     assert records == [*empty.records, *state.records]
+
+
+def test_a_lesser_source_that_breaks_does_not_spoil_the_run_and_the_best_one_does() -> None:
+    log, state = Listed(row(10, loss=1.0)), Broken(row(10, grad_norm=2.0))
+    assert list(merged([log, state])) == [row(10, loss=1.0), row(10, grad_norm=2.0)]
+    with pytest.raises(SourceError):
+        list(merged([Broken(row(10, loss=1.0)), Listed()]))
 
 
 def test_the_journal_of_the_callback_needs_no_other_source() -> None:

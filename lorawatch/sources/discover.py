@@ -34,6 +34,7 @@ _CHECKPOINT = re.compile(r"checkpoint-\d+\Z")
 _SIDE = frozenset({"logs", "log", "tensorboard", "tb", "tb_logs", "logging"})
 _WANDB_RUN = re.compile(r"(?:offline-)?run-\d{8}_\d{6}-\w+\Z")
 _MANY = 2
+_ROTATED = re.compile(r"[.-]\d+\Z")
 
 
 @dataclass(slots=True)
@@ -62,6 +63,12 @@ def source_for_file(path: Path) -> Source:
         SourceError: there is no such file, it is not readable, or its format is not known.
     """
     return _make(sniff(path, asked=True), path)
+
+
+def rotated_from(path: Path) -> Path | None:
+    """The log that a file with such a name was rotated away of: ``train.log`` for ``train.log.1``."""
+    name = _ROTATED.sub("", path.name)
+    return None if name in {"", path.name} else path.with_name(name)
 
 
 def discover(path: Path) -> list[RunFiles]:
@@ -134,6 +141,10 @@ def _runs_of(owner: Path, kinds: dict[Kind, list[Path]], root: Path) -> list[Run
     order: tuple[Kind, ...] = ("lorawatch", "llamafactory", "console", "jsonl", "json_history")
     for kind in order:
         files = kinds.get(kind, [])
+        if kind == "console":
+            older = [file for file in files if rotated_from(file) in files]
+            each_alone(kind, older, "what was rotated away of another log")
+            files = [file for file in files if file not in older]
         if kind == "console" and len(files) >= _MANY:
             each_alone(kind, files, f"one of {len(files)} console logs, which cannot all be of one run")
         elif kind == "json_history" and (main.sources or odd_states):

@@ -213,8 +213,12 @@ class FileFollower:
         return not same
 
     def _same(self, descriptor: int, identity: tuple[int, int], size: int) -> bool:
-        """Whether the open file is still the one that was read up to the offset."""
-        if identity != self._identity or size < self._offset:
+        """Whether the open file is still the one that was read up to the offset, or a copy that goes on from there."""
+        if size < self._offset:
+            return False
+        # rsync puts a new file in the place of the old one, with the same text and more. A little may be the same in
+        # any two logs.
+        if identity != self._identity and len(self._before) < _SAMPLE:
             return False
         if _pread(self.path, descriptor, len(self._head), 0) != self._head:
             return False

@@ -59,6 +59,11 @@ class LineSource:
         self._loaded = 0
         self._to_drop = 0
 
+    @property
+    def replacements(self) -> int:
+        """How often the file was found truncated or replaced, so that what was read before stands in it no more."""
+        return self._follower.replacements
+
     def poll(self) -> Iterable[Record]:
         """Yield the records that appeared since the last call; empty while the file is absent.
 

@@ -21,6 +21,8 @@ _FACTS = (
     "best_model_checkpoint",
     "best_global_step",
 )
+GROWING_FACTS = frozenset({"best_metric", "best_model_checkpoint", "best_global_step"})
+"""Facts that change at each save as a run gets better: how far it is, not how it was set up."""
 _CHECKPOINTS = 1_000
 _TIMES = frozenset({"step", "epoch"})
 

@@ -212,3 +212,10 @@ def test_a_pickle_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "training_args.bin").write_bytes(b"x")
     monkeypatch.setattr(os, "open", lambda *_: pytest.fail("opened"))
     assert read_fact_file(tmp_path / "training_args.bin") == []
+
+
+def test_a_log_that_was_rotated_away_does_not_make_a_second_run_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "train.log").write_text(live_console(40))
+    (tmp_path / "train.log.1").write_text(live_console(20))
+    found = {run.path.name: [source.path.name for source in run.sources] for run in discover(tmp_path)}
+    assert found == {tmp_path.name: ["train.log"], "train.log.1": ["train.log.1"]}
