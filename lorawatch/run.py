@@ -302,14 +302,6 @@ class Run:
         return share < 0.25 and -self.epoch % 1.0 < share
 
     @property
-    def ends_epoch(self) -> bool:
-        """Whether the last row is an epoch's last: its batch may be short, so that it jumps for no other reason."""
-        if self.epoch is None or self.train_rows < 4:
-            return False
-        share = self.epoch / self.train_rows  # of an epoch that one row spans
-        return share < 0.25 and -self.epoch % 1.0 < share
-
-    @property
     def warming_up(self) -> bool:
         """Whether the learning rate is still rising to its peak: by the facts, or else by the logged trace."""
         if self.step <= self.warmup_steps:

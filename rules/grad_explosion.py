@@ -133,9 +133,6 @@ class GradExplosion(Rule):
         wider = bfloat16(run)
         if wider is not None:
             advice.append(wider)
-        wider = bfloat16(run)
-        if wider is not None:
-            advice.append(wider)
         clip = clip_gradients(
             run, "limits what each step can do, not its direction: beside a lower rate, not in place of it"
         )

@@ -167,10 +167,7 @@ class LossNotLearning(Rule):
             error = math.hypot(mean_error(before), mean_error(after)) / start
             flat = fall + 2.0 * error < self.doubt
         self.looks = self.looks + 1 if flat else 0
-        if flat and self.looks == 1 and interval < self.wide and not late:
-            return  # asked a second time, ten points on
-        self.looks = self.looks + 1 if flat else 0
-        if flat and self.looks == 1 and interval < self.wide and not late:
+        if flat and self.looks == 1 and seen < 60 and interval < self.wide:
             return  # asked a second time, ten points on
         if start < self.floor or not flat or (late and self.verdict is None):
             self.verdict = None
