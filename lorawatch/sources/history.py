@@ -74,7 +74,7 @@ class HistorySource:
         Raises:
             SourceError: a file is not readable or too large.
         """
-        seen = [_signature(path) for path in self._files()]
+        seen = [signature(path) for path in self._files()]
         if seen == self._seen or not any(seen):
             return
         loaded = self._load()
@@ -96,7 +96,7 @@ class HistorySource:
             SourceError: nothing in them could be understood, or the history is empty.
         """
         yield from self.poll()
-        if not self._understood and any(_signature(path) for path in self._files()):
+        if not self._understood and any(signature(path) for path in self._files()):
             raise SourceError(f"{self.path}: no readable history (cut short or no JSON); give the run's console log")
         if self._understood and not self._given:
             raise SourceError(f"{self.path}: the history is empty; nothing was logged yet (see logging_steps)")
@@ -146,7 +146,8 @@ class HistorySource:
         raise NotImplementedError
 
 
-def _signature(path: Path) -> list[int] | None:
+def signature(path: Path) -> list[int] | None:
+    """What tells that a file was changed or replaced; None while it is missing."""
     try:
         status = path.stat()
     except (OSError, ValueError):

@@ -51,6 +51,18 @@ def test_a_rotated_file_is_read_to_its_end_and_then_the_new_one(tmp_path: Path) 
     assert drain(follower) == b"two\nthree\nfour\n"
 
 
+def test_a_copy_that_takes_the_place_of_the_file_goes_on_where_it_ended(tmp_path: Path) -> None:
+    path, copy = tmp_path / "a.log", tmp_path / "copy"
+    text = b"".join(b"line %d\n" % number for number in range(100))
+    path.write_bytes(text[:600])
+    follower = FileFollower(path)
+    got = drain(follower)
+    copy.write_bytes(text)
+    copy.rename(path)
+    assert got + drain(follower) == text
+    assert follower.replacements == 0
+
+
 def test_rotation_while_nobody_watched_is_found_by_the_cursor(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
     path.write_bytes(b"one\n")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lorawatch.records import LifecycleEvent
+from lorawatch.records import LifecycleEvent, MetricRow
 from lorawatch.source import SourceError
+from lorawatch.sources import history
 from lorawatch.sources.json_history import JsonHistorySource
 from lorawatch.sources.trainer_state import TrainerStateSource
 
@@ -122,3 +123,39 @@ def test_deep_nesting_is_no_crash(tmp_path: Path) -> None:
     for text in ("[" * 100_000, '{"a":' * 5_000 + "1" + "}" * 5_000):
         with pytest.raises(SourceError):
             read(JsonHistorySource, tmp_path / "r.json", text)
+
+
+def test_each_save_is_read_once_however_many_checkpoints_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    plain = history.read_document
+
+    def counted(path: Path, limit: int = history.SIZE_LIMIT) -> object:
+        read.append(path)
+        return plain(path, limit)
+
+    monkeypatch.setattr("lorawatch.sources.trainer_state.read_document", counted)
+    source = TrainerStateSource(tmp_path)
+    told = 0
+    for save in range(1, 21):
+        folder = tmp_path / f"checkpoint-{save * 10}"
+        folder.mkdir()
+        rows = [{"step": step, "loss": 1.0} for step in range(1, save * 10 + 1)]
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": save * 10, "log_history": rows}))
+        told += sum(isinstance(one, MetricRow) for one in source.poll())
+    assert told == 200
+    assert len(read) == 20
+
+
+def test_a_checkpoint_that_cannot_be_read_is_counted_once(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-5" / "trainer_state.json").mkdir(parents=True)
+    (tmp_path / "trainer_state.json").write_text(
+        json.dumps({"global_step": 1, "log_history": [{"step": 1, "loss": 1}]})
+    )
+    source = TrainerStateSource(tmp_path)
+    for _ in range(3):
+        list(source.poll())
+    assert source.skipped_lines == 1
+    (tmp_path / "trainer_state.json").unlink()
+    assert list(source.poll()) == []
