@@ -174,6 +174,8 @@ class LossNotLearning(Rule):
             if late or start < self.floor:
                 self.due = 1 << 62
             return
+        if self.verdict is not None:
+            return  # told already
         guess = _classes(now, run)
         told = f", which is ln {guess}: the model guesses evenly among {guess} classes" if guess else ""
         self.verdict = Breach(

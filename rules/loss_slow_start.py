@@ -90,7 +90,10 @@ class LossSlowStart(Rule):
             self.verdict = None
             self.due = 1 << 62
             return
-        surely = fall < self.tiny and welch_t(before, after) >= 3.0
+        sure = low or (fall < self.tiny and welch_t(before, after) >= 3.0)
+        severity = Severity.WARNING if sure else None
+        if self.verdict is not None and self.verdict.severity is severity:
+            return  # told already
         rate = run.peak_learning_rate
         why = f", at a learning rate of {rate:.2g}, low for LoRA" if low and rate else ""
         self.verdict = Breach(
@@ -98,7 +101,7 @@ class LossSlowStart(Rule):
             + ("" if run.kind is Kind.CLASSIFICATION else "; the median of 16 healthy runs is -27 % at step 100"),
             {"relative_fall": fall, "limit": limit, "first_level": start, "level": level, "steps": run.step,
              "learning_rate": rate},
-            Severity.WARNING if low or surely else None,
+            severity,
         )  # fmt: skip
 
     def missing(self, run: Run) -> tuple[str, ...]:

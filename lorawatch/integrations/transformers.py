@@ -137,7 +137,6 @@ class LoraWatchCallback(TrainerCallback):
             self._take(facts, LifecycleEvent("resumed", step=state.global_step, time=now))
         engine.listeners.append(self._hear)
 
-    @_never_raising
     def on_log(
         self,
         args: TrainingArguments,
@@ -147,16 +146,23 @@ class LoraWatchCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Judge what the Trainer has just logged, say what it shows, and act where that was asked for."""
-        if self._engine is None or not logs:
+        engine = self._engine
+        if engine is None or not logs:
             return
-        if is_summary(logs):
-            self._end(state, logs)
-            return
-        row = row_of(state.global_step, logs, time.time())
-        if row is not None:
-            self._take(row)
+        try:  # what _never_raising does, without handing the arguments on a second time: this is each row's way
+            if is_summary(logs):
+                self._end(state, logs)
+                return
+            row = row_of(state.global_step, logs, time.time())
+            if row is None:
+                return
+            if self._journal is not None:
+                self._write((row,))
+            engine.feed(row)
             if self._pending:
                 self._respond(control)
+        except Exception as error:
+            self._step_aside(error)
 
     @_never_raising
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
