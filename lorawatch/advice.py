@@ -10,14 +10,16 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from lorawatch.findings import Adjustment, Finding, Severity
-from lorawatch.parameters import spell_parameter
+from lorawatch.parameters import settable, spell_parameter
 from lorawatch.run import Run
 
 
 def spell(adjustments: Iterable[Adjustment], run: Run) -> list[Adjustment]:
-    """The same adjustments in the parameter names of the libraries that the run uses."""
+    """The same adjustments in the parameter names of the libraries that the run uses, without what they cannot set."""
     spelled: list[Adjustment] = []
     for adjustment in adjustments:
+        if not settable(adjustment.parameter, run):
+            continue
         name, value = spell_parameter(adjustment.parameter, adjustment.proposed, run)
         current = run.number(name) if name == "warmup_ratio" else adjustment.current
         if value != current or not name:  # what is already so is no advice

@@ -46,6 +46,13 @@ _AXOLOTL = {
 }
 """Axolotl's names (its configuration reference)."""
 
+_TRL_MASKS = {"assistant_only_loss", "completion_only_loss"}
+_LACKS = {
+    "axolotl": {"logging_nan_inf_filter", "ignore_data_skip", "prediction_loss_only", *_TRL_MASKS},
+    "llamafactory": _TRL_MASKS,
+}
+"""Parameters that a framework's own configuration has no field for (its pydantic schemas, its ``hparams``)."""
+
 
 def parse_version(text: str) -> Version:
     """The leading numbers of a version: ``"5.2.0.dev0"`` is ``(5, 2, 0)``. Empty when there are none."""
@@ -66,6 +73,11 @@ def library_version(run: Run, package: str) -> Version:
     """Version of ``package`` that the run says it used, or else the installed one."""
     stated = run.fact(f"{package}_version")
     return (parse_version(str(stated)) if stated is not None else ()) or installed_version(package)
+
+
+def settable(name: str, run: Run) -> bool:
+    """Whether the run's framework has a field for the parameter, by its newest name."""
+    return name not in _LACKS.get(str(run.fact("framework", "")).lower(), ())
 
 
 def spell_parameter(name: str, value: Any, run: Run) -> tuple[str, Any]:

@@ -118,6 +118,8 @@ def longer_warmup(run: Run, why: str, *, share: float = 0.05, confidence: Confid
     """A warm-up over ``share`` of the run; None when it is at least that long already."""
     if run.max_steps and run.warmup_steps >= int(share * run.max_steps):
         return None
+    if max(run.number("warmup_steps") or 0.0, run.number("warmup_ratio") or 0.0) >= share and not run.max_steps:
+        return None  # a ratio that large, or steps of a run of unknown length
     return warmup(run, why, share=share, confidence=confidence, direction="up")
 
 

@@ -222,7 +222,8 @@ def engine_text(engine: Engine, *, verbose: bool = False) -> list[str]:
     if verbose:
         lines += [f"abstained: {line}" for line in abstained_text(abstained)]
     elif abstained:
-        lines.append(f"{len(abstained)} rules abstained for want of data (-v says which and why)")
+        rules = "1 rule" if len(abstained) == 1 else f"{len(abstained)} rules"
+        lines.append(f"{rules} abstained for want of data (-v says which and why)")
     return lines
 
 
@@ -283,8 +284,10 @@ def _finding_markdown(finding: Finding, symptoms: Sequence[Finding]) -> list[str
         lines += ["| | change | why | confidence |", "|---|---|---|---|"]
         for adjustment in finding.adjustments:
             head = "**next**" if adjustment.next else "then" if adjustment.parameter else "look"
-            change = _markdown(adjustment_text(adjustment))
-            lines.append(f"| {head} | {change} | {_markdown(adjustment.why)} | {adjustment.confidence} |")
+            change, why = _markdown(adjustment_text(adjustment)), _markdown(adjustment.why)
+            why += f"; costs {_markdown(adjustment.cost)}" if adjustment.cost else ""
+            why += f"; {_markdown(adjustment.conflicts)}" if adjustment.conflicts else ""
+            lines.append(f"| {head} | {change} | {why} | {adjustment.confidence} |")
         lines.append("")
     if symptoms:
         lines += ["With it: " + ", ".join(f"`{one.rule}` (step {one.opened_step})" for one in symptoms), ""]

@@ -315,6 +315,8 @@ class Run:
         if len(self._seen_keys) < MAX_SERIES:
             self._seen_keys.add(keys)
         shown = kind_of_keys(values)
+        if shown is Kind.CLASSIFICATION and self.fact("task_type") == "CAUSAL_LM":
+            shown = Kind.SFT  # a language model's evaluation may have an accuracy too
         if shown is not Kind.UNKNOWN and self.kind in SUPERVISED and self._task_kind is Kind.UNKNOWN:
             self.kind = shown
         elif self.kind is Kind.UNKNOWN and self._task_kind is Kind.UNKNOWN and "loss" in values:
@@ -342,6 +344,8 @@ class Run:
         # A LoRA adapter for CAUSAL_LM is also what DPO and GRPO train: only the trainer's class settles it.
         if task is not None and (trainer is not None or (task is not Kind.SFT and self.kind in SUPERVISED)):
             self.kind = self._task_kind = task
+        elif task is Kind.SFT and self.kind is Kind.CLASSIFICATION:
+            self.kind = task
         self._set_span()
 
     def _set_span(self) -> None:

@@ -130,12 +130,15 @@ class LossStairs(Rule):
             )
         ]
         if breach.severity is not None:
-            advice += [
-                Adjustment(
-                    "num_train_epochs", current=epochs, proposed=max(int(boundary), 1), direction="down",
-                    confidence="medium", apply="restart", why=f"evaluation is past its best after epoch {boundary}",
-                ),
+            if epochs is None or epochs > boundary:
+                advice.append(
+                    Adjustment(
+                        "num_train_epochs", current=epochs, proposed=max(int(boundary), 1), direction="down",
+                        confidence="medium", apply="restart", why=f"evaluation is past its best after epoch {boundary}",
+                    )
+                )  # fmt: skip
+            advice.append(
                 lower_rate(run, 2.0, "slower memorising, if fewer epochs do not help", confidence="low",
-                           apply="restart"),
-            ]  # fmt: skip
+                           apply="restart")
+            )  # fmt: skip
         return advice

@@ -214,6 +214,15 @@ class LrSchedule(Rule):
                 ),
             ]  # fmt: skip
         if case == "warmup":
+            stated = run.number("warmup_steps") is not None or run.number("warmup_ratio") is not None
+            if total and stated and run.warmup_steps <= 0.1 * total:
+                return [
+                    Adjustment(
+                        "", proposed=f"look at the scheduler: the run states a warm-up of {run.warmup_steps} steps, "
+                        "the log shows a longer one", apply="check", confidence="high",
+                        why="a scheduler made by hand, or one that is stepped too seldom, rises for longer",
+                    )
+                ]  # fmt: skip
             why = "3 to 10 % of the run is the usual warm-up; until it is over, the run trains at less than its rate"
             return [warmup(run, why, share=0.05, confidence="high", direction="down")]
         if case == "cold":

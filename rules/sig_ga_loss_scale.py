@@ -76,7 +76,7 @@ class SigGaLossScale(Rule):
     def advise(self, breach: Breach, run: Run) -> list[Adjustment]:
         """Upgrade; else a lower rate."""
         steps, rate = breach.evidence["gradient_accumulation_steps"], run.peak_learning_rate
-        lower = float(f"{rate / steps:.2g}") if rate else f"1/{steps:.0f} of it"
+        lower = f"{rate / steps:.2g}" if rate else f"1/{steps:.0f} of it"
         version = run.fact("transformers_version")
         installed = library_version(run, "transformers") if version is not None else ()
         return [
@@ -89,8 +89,8 @@ class SigGaLossScale(Rule):
                 cost="the loss curve is not comparable with the old one",
             ),
             Adjustment(
-                "learning_rate", current=rate, proposed=lower,
-                direction="down", confidence="low",
-                why="only if you cannot upgrade and the gradient norm is too large by the same factor",
+                "", proposed=f"if you cannot upgrade, and the gradient norm is too large by the same factor as well: a "
+                f"learning rate of {lower}" + (f" instead of {rate:.4g}" if rate else ""), apply="check",
+                confidence="low", why="summed gradients act like a rate that is as many times higher",
             ),
         ]  # fmt: skip
