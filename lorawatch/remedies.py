@@ -40,7 +40,7 @@ def lower_rate(
     proposed: float | str = rounded(rate / factor) if rate else words
     if rate and rate / factor > LARGEST_RATE and is_adapter(run) and "adam" in str(run.fact("optim", "adamw")).lower():
         proposed = USUAL_RATE
-        why += f"; {words} would still be in the range where LoRA diverges"
+        why += f"; {words} would still be above {LARGEST_RATE:g}, unusually high for LoRA"
     if apply == "resume":
         why += "; first delete scheduler.pt from that checkpoint, or the Trainer goes on with the old rate"
     return Adjustment(
