@@ -163,7 +163,9 @@ def test_a_request_right_after_the_start_is_answered() -> None:
     with serve(SyntheticWatch()) as server:
         connection = http.client.HTTPConnection(server.address.host, server.address.port, timeout=10)
         connection.request("GET", "/-/healthy")
-        assert connection.getresponse().status == 200
+        with connection.getresponse() as response:
+            assert response.status == 200
+            response.read()
         connection.close()
 
 
