@@ -235,8 +235,11 @@ def is_steep(values: Sequence[float], limit: float) -> bool:
     return up > most or down > most
 
 
-def mann_kendall_z(values: Sequence[float]) -> float:
-    """Mann–Kendall trend statistic, corrected for AR(1) correlation by ``n(1-rho)/(1+rho)``."""
+def mann_kendall_z(values: Sequence[float], at_least: float = 0.0) -> float:
+    """Mann–Kendall trend statistic, corrected for AR(1) correlation by ``n(1-rho)/(1+rho)``.
+
+    The correction only makes it smaller: what is below ``at_least`` before it is returned without it, for less.
+    """
     count = len(values)
     if count < 4:
         return 0.0
@@ -247,6 +250,9 @@ def mann_kendall_z(values: Sequence[float]) -> float:
         above = index - bisect_right(earlier, value, below)
         score += below - above
         earlier.insert(below, value)
+    uncorrected = score / math.sqrt(count * (count - 1) * (2 * count + 5) / 18)
+    if abs(uncorrected) < at_least:
+        return uncorrected
     intercept, slope = linear_fit(values)
     rest = [value - intercept - slope * index for index, value in enumerate(values)]
     power = sum(map(mul, rest, rest))

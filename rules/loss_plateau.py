@@ -79,13 +79,15 @@ class LossPlateau(Rule):
         points = run.series["loss"].window(64 * group)
         if len(points) < 64 * group:
             return None
-        values = [sum(points[at : at + group]) / group for at in range(0, len(points), group)]
+        values = points
+        if group > 1:
+            values = [sum(points[at : at + group]) / group for at in range(0, len(points), group)]
         level = sum(values) / 64
         _, slope = linear_fit(values)
         if abs(slope * 64) > 3.0 * self.change * level:  # far from flat: spare the costly tests
             return None
         error = math.sqrt(12 * power_about_line(values) / 62 / 64) / level
-        if error > self.error or _improves(run) or abs(mann_kendall_z(values)) >= 1.96:
+        if error > self.error or _improves(run) or abs(mann_kendall_z(values, 1.96)) >= 1.96:
             return None
         if is_steep(values, self.change / self.easing * level / 64):
             return None
