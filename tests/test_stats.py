@@ -10,6 +10,7 @@ import pytest
 
 from lorawatch.stats import (
     Level,
+    is_steep,
     linear_fit,
     mann_kendall_z,
     quadratic_residuals,
@@ -77,6 +78,18 @@ def test_slope_and_trend_survive_outliers_and_correlation() -> None:
     assert theil_sen(values) == pytest.approx(0.1, abs=0.03)
     assert mann_kendall_z(values) > 3
     assert abs(mann_kendall_z(white(64, 4))) < 3
+
+
+def test_the_quick_tests_agree_with_the_figures_that_they_spare() -> None:
+    for seed in range(300):
+        slope = random.Random(seed).uniform(-0.05, 0.05)  # noqa: S311
+        values = [round(slope * place + noise, seed % 3 + 1) for place, noise in enumerate(white(64, seed))]
+        assert is_steep(values, 0.0203) == (abs(theil_sen(values)) >= 0.0203)
+        z = mann_kendall_z(values)
+        assert (abs(mann_kendall_z(values, 1.96)) >= 1.96) == (abs(z) >= 1.96)
+        pairs = [(early, late) for place, late in enumerate(values) for early in values[:place]]
+        score = sum((late > early) - (late < early) for early, late in pairs)
+        assert mann_kendall_z(values, math.inf) == pytest.approx(score / math.sqrt(64 * 63 * 133 / 18))
 
 
 def test_welchs_t_is_positive_for_a_fall() -> None:
