@@ -166,3 +166,16 @@ def length_grouped(run: Run) -> bool:
     """Whether the facts say that batches are grouped by length."""
     strategy = str(run.fact("train_sampling_strategy", ""))
     return strategy in {"group_by_length", "batch_rebalance"} or run.fact("group_by_length") is True
+
+
+def against_nan(run: Run) -> list[Adjustment]:
+    """What keeps a NaN from coming back, best first: a wider number format, a lower rate, a tighter clip."""
+    found = [
+        bfloat16(run, suspected=True),
+        lower_rate(
+            run, 3, "too high a rate is the other common cause; a third leaves the danger zone and costs little",
+            confidence="medium",
+        ),
+        clip_gradients(run, "limits the large gradients that come before a NaN; a NaN itself passes any clip"),
+    ]  # fmt: skip
+    return [adjustment for adjustment in found if adjustment is not None]

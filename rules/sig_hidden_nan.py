@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.records import MetricRow
-from lorawatch.remedies import bfloat16, clip_gradients, lower_rate
+from lorawatch.remedies import against_nan
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import REINFORCEMENT, Run
 
@@ -146,18 +146,7 @@ class SigHiddenNan(Rule):
                 cost="the steps since that checkpoint",
             )
         ]  # fmt: skip
-        wider = bfloat16(run, suspected=True)
-        if wider is not None:
-            advice.append(wider)
-        advice.append(
-            lower_rate(
-                run, 3, "too high a rate is the other common cause; a third leaves the danger zone and costs little",
-                confidence="medium",
-            )
-        )  # fmt: skip
-        clip = clip_gradients(run, "limits the large gradients that come before a NaN; a NaN itself passes any clip")
-        if clip is not None:
-            advice.append(clip)
+        advice += against_nan(run)
         advice.append(
             Adjustment(
                 "logging_nan_inf_filter", current=run.fact("logging_nan_inf_filter"), proposed=False,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.records import MetricRow
-from lorawatch.remedies import bfloat16, clip_gradients, lower_rate
+from lorawatch.remedies import against_nan
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import SUPERVISED, Run
 
@@ -208,16 +208,5 @@ class SigNan(Rule):
                 cost="the steps since that checkpoint",
             )
         ]  # fmt: skip
-        wider = bfloat16(run, suspected=True)
-        if wider is not None:
-            advice.append(wider)
-        advice.append(
-            lower_rate(
-                run, 3, "too high a rate is the other common cause; a third leaves the danger zone and costs little",
-                confidence="medium",
-            )
-        )  # fmt: skip
-        clip = clip_gradients(run, "limits the large gradients that come before a NaN; a NaN itself passes any clip")
-        if clip is not None:
-            advice.append(clip)
+        advice += against_nan(run)
         return advice
