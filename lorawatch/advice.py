@@ -54,10 +54,10 @@ def lay_down(finding: Finding) -> None:
 
 
 def _marked(item: Adjustment, chosen: Adjustment | None) -> Adjustment:
-    if chosen is None:
-        return dataclasses.replace(item, next=False, conflicts="")
     first = item is chosen
-    conflicts = "" if first else conflict(item, chosen)
+    conflicts = "" if first or chosen is None else conflict(item, chosen)
+    if item.next == first and item.conflicts == conflicts:
+        return item
     return dataclasses.replace(item, next=first, conflicts=conflicts)
 
 
