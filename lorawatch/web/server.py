@@ -23,6 +23,7 @@ from lorawatch.web.app import create_app
 
 _BACKLOG = 64
 _MAX_CONNECTIONS = 64
+_LAST_TURNS = 5
 
 
 class Server:
@@ -94,7 +95,17 @@ class Server:
         self.stop()
 
     def _serve(self) -> None:
-        asyncio.run(self._server.serve(sockets=[self._socket]))
+        asyncio.run(self._answer())
+
+    async def _answer(self) -> None:
+        await self._server.serve(sockets=[self._socket])
+        # A connection that a client left just now is closed in a later turn of the loop: let it have some.
+        for connection in list(self._server.server_state.connections):
+            transport = getattr(connection, "transport", None)
+            if transport is not None:
+                transport.abort()
+        for _ in range(_LAST_TURNS):
+            await asyncio.sleep(0)
 
 
 class _QuietServer(uvicorn.Server):
