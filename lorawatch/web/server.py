@@ -24,6 +24,7 @@ from lorawatch.web.app import create_app
 _BACKLOG = 64
 _MAX_CONNECTIONS = 64
 _LAST_TURNS = 5
+"""Turns of the loop in which a connection that was accepted just before the end is made."""
 
 
 class Server:
@@ -95,17 +96,7 @@ class Server:
         self.stop()
 
     def _serve(self) -> None:
-        asyncio.run(self._answer())
-
-    async def _answer(self) -> None:
-        await self._server.serve(sockets=[self._socket])
-        # A connection that a client left just now is closed in a later turn of the loop: let it have some.
-        for connection in list(self._server.server_state.connections):
-            transport = getattr(connection, "transport", None)
-            if transport is not None:
-                transport.abort()
-        for _ in range(_LAST_TURNS):
-            await asyncio.sleep(0)
+        asyncio.run(self._server.serve(sockets=[self._socket]))
 
 
 class _QuietServer(uvicorn.Server):
@@ -123,6 +114,18 @@ class _QuietServer(uvicorn.Server):
             self._stop = (asyncio.get_running_loop(), event)
         if not self.should_exit:
             await event.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop taking connections, let those that are being made be made, and close all."""
+        # asyncio leaks a connection that was accepted in the very turn in which its server is closed
+        # (https://github.com/python/cpython/issues/109564).
+        loop = asyncio.get_running_loop()
+        for taken in sockets or []:
+            with contextlib.suppress(NotImplementedError):  # Windows
+                loop.remove_reader(taken)
+        for _ in range(_LAST_TURNS):
+            await asyncio.sleep(0)
+        await super().shutdown(sockets)
 
     def finish(self) -> None:
         """Ask the server, from another thread, to stop."""
