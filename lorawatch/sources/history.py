@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -50,7 +51,7 @@ def read_document(path: Path, limit: int = SIZE_LIMIT) -> Any:
         return None
 
 
-class HistorySource:
+class HistorySource(ABC):
     """Follows files that hold a run's whole history and are rewritten as it grows.
 
     Each time, only what lies beyond the records given before comes out. Where a rewritten history differs from what
@@ -141,9 +142,9 @@ class HistorySource:
         """Return the files that hold the history."""
         return [self.path]
 
+    @abstractmethod
     def _load(self) -> tuple[dict[str, Any], list[Record]] | None:
         """Return facts and the whole history, None when nothing can be understood yet."""
-        raise NotImplementedError
 
 
 def signature(path: Path) -> list[int] | None:

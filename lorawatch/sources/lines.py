@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from operator import length_hint
 from pathlib import Path
@@ -34,7 +35,7 @@ class Follower(Protocol):
         ...
 
 
-class LineSource:
+class LineSource(ABC):
     """Follows one file of lines or frames; a sub-class parses blocks of them.
 
     A cursor is the state before the current block plus the number of its records that were handed out already. So a
@@ -127,9 +128,9 @@ class LineSource:
         """Return what reads the file."""
         return FileFollower(path, chunk=chunk, split_returns=self.split_returns)
 
+    @abstractmethod
     def _parse(self, block: bytes) -> list[Record]:
         """Return the records of whole lines, in order. Must not depend on how the file was cut into blocks."""
-        raise NotImplementedError
 
     def _parse_end(self) -> list[Record]:
         """Return what the parser held back for lines that never came."""
