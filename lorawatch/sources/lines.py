@@ -140,5 +140,5 @@ class LineSource(ABC):
         """Return what the parser has learnt so far, as plain JSON."""
         return {}
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:  # noqa: B027 - most formats have no state to take over
         """Take over what :meth:`_state` returned."""
