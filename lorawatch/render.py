@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lorawatch.engine import Abstention, Engine, order
 from lorawatch.findings import Adjustment, Finding
 from lorawatch.rule import Rule
-from lorawatch.run import Run
+from lorawatch.run import MAX_SERIES, Run
 from lorawatch.version import __version__
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def finding_json(finding: Finding) -> dict[str, Any]:
         "state": finding.state,
         "since_step": finding.since_step,
         "opened_step": finding.opened_step,
+        "opened_time": finding.opened_time,
         "resolved_step": finding.resolved_step,
         "summary": finding.summary,
         "evidence": json_ready(finding.evidence),
@@ -218,6 +219,8 @@ def engine_text(engine: Engine, *, verbose: bool = False) -> list[str]:
         lines.append(f"rule {rule} failed and was switched off for this run: {printable(error)}")
     if engine.dropped_findings:
         lines.append(f"{engine.dropped_findings} further findings were dropped")
+    if engine.run.dropped_values:
+        lines.append(f"{engine.run.dropped_values} values of metrics beyond the first {MAX_SERIES} names were dropped")
     abstained = engine.abstained()
     if verbose:
         lines += [f"abstained: {line}" for line in abstained_text(abstained)]

@@ -15,7 +15,7 @@ from lorawatch.records import FactUpdate, LifecycleEvent, MetricRow
 from lorawatch.stats import Level, Rhythm
 
 MAX_SERIES = 256
-"""Metric names kept per run; more are counted in :attr:`Run.dropped_series` and not kept."""
+"""Metric names kept per run; values of more are counted in :attr:`Run.dropped_values`, not kept."""
 RECENT = 256
 """Points kept of the end of each series."""
 HEAD = 128
@@ -107,11 +107,10 @@ class Series:
     ``head`` and ``recent`` hold finite values only; ``last`` may be NaN or infinite.
     """
 
-    __slots__ = ("count", "head", "head_steps", "last", "nonfinite", "recent", "recent_steps")
+    __slots__ = ("count", "head", "head_steps", "last", "recent", "recent_steps")
 
     def __init__(self) -> None:
         self.count = 0
-        self.nonfinite = 0
         self.last = math.nan
         self.head: list[float] = []
         self.head_steps: list[int] = []
@@ -122,7 +121,6 @@ class Series:
         """Take in one point."""
         self.last = value
         if value - value != 0.0:  # NaN or infinite, without a call
-            self.nonfinite += 1
             return
         self.count = count = self.count + 1
         self.recent.append(value)
@@ -159,7 +157,7 @@ class Run:
         self.kind = Kind.UNKNOWN
         self.facts: dict[str, Fact] = {}
         self.series: dict[str, Series] = {}
-        self.dropped_series = 0
+        self.dropped_values = 0
         self.loss = Level()
         self.rhythm = Rhythm()
         self.max_steps: int | None = None
@@ -209,7 +207,7 @@ class Run:
             one = series.get(name)
             if one is None:
                 if len(series) >= MAX_SERIES:
-                    self.dropped_series += 1
+                    self.dropped_values += 1
                     continue
                 one = series[name] = Series()
             one.add(value, step)
@@ -225,7 +223,7 @@ class Run:
             if loss - loss == 0.0:
                 level = self.loss
                 level.add(loss, step)
-                if level.count & 31 == 0 and level.count >= Rhythm.POINTS:
+                if level.count % Rhythm.EVERY == 0 and level.count >= Rhythm.POINTS:
                     self.rhythm.update(series["loss"].window(Rhythm.POINTS))
 
     def learn(self, update: FactUpdate) -> bool:

@@ -19,7 +19,7 @@ class Curve:
     neighbours (by their mean) when it grows full, so that it spans the whole run.
     """
 
-    __slots__ = ("_bucket", "_held", "_seen", "_series", "_step", "_sum", "steps", "values")
+    __slots__ = ("_bucket", "_held", "_seen", "_series", "_sum", "steps", "values")
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -29,7 +29,6 @@ class Curve:
         self._bucket = 1
         self._held = 0
         self._sum = 0.0
-        self._step = 0
 
     def follow(self, series: Series) -> None:
         """Take in what ``series`` got since the last call. O(new points)."""
@@ -65,7 +64,6 @@ class Curve:
     def _add(self, step: int, value: float) -> None:
         self._held += 1
         self._sum += value
-        self._step = step
         if self._held < self._bucket:
             return
         self.steps.append(step)

@@ -163,3 +163,10 @@ class TestBadInput:
     def test_an_unknown_rule(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         err = self.one_line(capsys, str(tmp_path), "--select", "loss/spikes")
         assert "no rule matches 'loss/spikes'" in err
+
+
+def test_what_was_dropped_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"step": step, "loss": 1.0, f"metric_{step}": 1.0} for step in range(1, 400)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, out, _ = check(capsys, str(tmp_path / "log.jsonl"))
+    assert "144 values of metrics beyond the first 256 names were dropped" in out

@@ -196,7 +196,7 @@ class TestRun:
         for step in range(1, 3000):
             run.add(MetricRow(step, {"loss": 1.0, f"metric_{step}": 1.0}))
         assert len(run.series) == MAX_SERIES
-        assert run.dropped_series == 3000 - 1 - (MAX_SERIES - 1)
+        assert run.dropped_values == 3000 - 1 - (MAX_SERIES - 1)
         assert len(run.series["loss"].recent) == 256
 
     @pytest.mark.parametrize(
