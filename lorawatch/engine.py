@@ -15,12 +15,19 @@ from typing import Literal
 
 from lorawatch import advice
 from lorawatch.findings import Adjustment, Breach, Finding, Severity
-from lorawatch.records import FactUpdate, MetricRow, Record
+from lorawatch.records import FactUpdate, GpuReading, HostReading, LifecycleEvent, MetricRow, Record, StepTiming
 from lorawatch.rule import Rule
 from lorawatch.run import Run
 
 MAX_FINDINGS_PER_RULE = 20
 """Findings of one rule kept per run; later ones are counted in :attr:`Engine.dropped_findings`."""
+
+_READINGS: dict[type, str] = {
+    StepTiming: "step timings (the callback takes them)",
+    GpuReading: "readings of the GPU",
+    HostReading: "readings of the machine",
+}
+"""What a person is told that a rule misses when no such record came."""
 
 Change = Literal["opened", "escalated", "resolved", "reopened", "folded", "rule-error"]
 Listener = Callable[[Change, Finding], None]
@@ -75,6 +82,8 @@ class Engine:
         self.rule_errors: dict[str, str] = {}
         self._watches = [_Watch(rule) for rule in rules]
         self._plans: dict[tuple[str, ...], list[_Watch]] = {}
+        self._reading_plans: dict[type, list[_Watch]] = {}
+        self._time_now: float | None = None
         self._kind = run.kind
         self._timed = timed
 
@@ -82,30 +91,33 @@ class Engine:
         """Take in one record and judge it. Never raises for what a rule does."""
         run = self.run
         if type(record) is not MetricRow:
-            if isinstance(record, FactUpdate):
-                if run.learn(record):
-                    self._plans.clear()
-            else:
-                run.happen(record)  # type: ignore[arg-type]
+            self._feed_other(record)
             return
         run.add(record)
         if run.kind is not self._kind:
             self._kind = run.kind
-            self._plans.clear()
+            self._forget_plans()
         plan = self._plans.get(run.keys)
         if plan is None:
             plan = self._plan(run.keys)
-        timed = self._timed
-        for watch in plan:
-            try:
-                breach = self._time(watch, record) if timed else watch.judge(record, run)
-            except Exception as error:  # a rule must never take anything else down
-                self._switch_off(watch, error)
-                continue
-            if breach is not None:
-                self._broken(watch, breach)
-            elif watch.breaches or watch.finding is not None:
-                self._calm(watch)
+        self._time_now = run.time
+        self._judge(plan, record)
+
+    def adopt(self, before: Engine, types: Collection[type]) -> None:
+        """Take over what ``before``, the engine of the same run as it was read before, judged from readings.
+
+        Logs can be read again, and are; a reading of the machine is seen once. To be called before the first record.
+
+        Args:
+            before: The engine whose place this one takes.
+            types: Record types that no file holds: rules that judge only these keep their state and their findings.
+        """
+        self.run.take_over(before.run)
+        known = {watch.rule.id: watch for watch in before._watches if set(watch.rule.judges) <= set(types)}
+        self._watches = [known.get(watch.rule.id, watch) for watch in self._watches]
+        self.findings += [finding for finding in before.findings if finding.rule in known]
+        self.rule_errors |= {rule: error for rule, error in before.rule_errors.items() if rule in known}
+        self._forget_plans()
 
     def abstained(self) -> list[Abstention]:
         """The rules that have not judged this run so far, and what each of them misses."""
@@ -139,28 +151,73 @@ class Engine:
         """Seconds that each rule took so far; zeros unless the engine was made with ``timed``."""
         return {watch.rule.id: watch.seconds for watch in self._watches}
 
-    def _time(self, watch: _Watch, record: MetricRow) -> Breach | None:
+    def _feed_other(self, record: Record) -> None:
+        run = self.run
+        if isinstance(record, FactUpdate):
+            if run.learn(record):
+                self._forget_plans()
+        elif isinstance(record, LifecycleEvent):
+            run.happen(record)
+        elif not isinstance(record, MetricRow):
+            run.observe(record)
+            if run.ended:
+                return
+            plan = self._reading_plans.get(type(record))
+            if plan is None:
+                plan = self._reading_plan(type(record))
+            self._time_now = run.time if record.time is None else record.time
+            self._judge(plan, record)
+
+    def _judge(self, plan: Iterable[_Watch], record: Record) -> None:
+        run, timed = self.run, self._timed
+        for watch in plan:
+            try:
+                breach = self._time(watch, record) if timed else watch.judge(record, run)
+            except Exception as error:  # a rule must never take anything else down
+                self._switch_off(watch, error)
+                continue
+            if breach is not None:
+                self._broken(watch, breach)
+            elif watch.breaches or watch.finding is not None:
+                self._calm(watch)
+
+    def _forget_plans(self) -> None:
+        self._plans.clear()
+        self._reading_plans.clear()
+
+    def _time(self, watch: _Watch, record: Record) -> Breach | None:
         before = time.perf_counter()
         breach = watch.judge(record, self.run)
         watch.seconds += time.perf_counter() - before
         return breach
 
     def _plan(self, keys: tuple[str, ...]) -> list[_Watch]:
-        present, run = set(keys), self.run
+        present = set(keys)
         plan: list[_Watch] = []
         for watch in self._watches:
             rule = watch.rule
-            if watch.error or run.kind not in rule.kinds or not present.issuperset(rule.needs):
+            if MetricRow not in rule.judges or not self._applies(watch) or not present.issuperset(rule.needs):
                 continue
             if rule.needs_any and not any(_carried(name, present) for name in rule.needs_any):
-                continue
-            if any(run.fact(name) is None for name in rule.needs_facts):
                 continue
             watch.judged = True
             plan.append(watch)
         if len(self._plans) < 1024:  # rows with ever new metric names must not grow it without end
             self._plans[keys] = plan
         return plan
+
+    def _reading_plan(self, kind: type) -> list[_Watch]:
+        plan = [watch for watch in self._watches if kind in watch.rule.judges and self._applies(watch)]
+        for watch in plan:
+            watch.judged = True
+        self._reading_plans[kind] = plan
+        return plan
+
+    def _applies(self, watch: _Watch) -> bool:
+        rule, run = watch.rule, self.run
+        if watch.error or run.kind not in rule.kinds:
+            return False
+        return not any(run.fact(name) is None for name in rule.needs_facts)
 
     def _missing(self, watch: _Watch) -> tuple[str, ...]:
         rule, run = watch.rule, self.run
@@ -172,20 +229,22 @@ class Engine:
         if rule.needs_any and not any(_carried(name, run.series) for name in rule.needs_any):
             missing.append(" or ".join(rule.needs_any))
         missing += [f"fact {name}" for name in rule.needs_facts if run.fact(name) is None]
+        if not watch.judged and not missing and MetricRow not in rule.judges:
+            return (" or ".join(_READINGS[one] for one in rule.judges),)
         if not missing and rule.min_points > 1 and watch.finding is None:
             name, seen = _points(rule, run)
             if seen < rule.min_points:
                 missing.append(f"{rule.min_points} points of {name} ({seen} so far)")
         if not missing and watch.finding is None:
             missing += rule.missing(run)
-        if not missing and not watch.judged:
+        if not missing and not watch.judged and MetricRow in rule.judges:
             missing.append("a row that carries " + " and ".join(rule.needs or rule.needs_any))
         return tuple(missing)
 
     def _switch_off(self, watch: _Watch, error: Exception) -> None:
         watch.error = f"{type(error).__name__}: {error}"
         self.rule_errors[watch.rule.id] = watch.error
-        self._plans.clear()
+        self._forget_plans()
         rule = watch.rule
         note = Finding(
             rule=rule.id, title=rule.title, severity=Severity.INFO, maturity=rule.maturity,
@@ -232,7 +291,7 @@ class Engine:
         severity = rule.severity if breach.severity is None else breach.severity
         finding = Finding(
             rule=rule.id, title=rule.title, severity=severity, maturity=rule.maturity, summary="", evidence={},
-            since_step=watch.since, opened_step=run.step, last_step=run.step, opened_time=run.time,
+            since_step=watch.since, opened_step=run.step, last_step=run.step, opened_time=self._time_now,
         )  # fmt: skip
         watch.finding = watch.last = finding
         watch.findings += 1

@@ -64,4 +64,269 @@ class LifecycleEvent(msgspec.Struct, frozen=True, tag_field="type", tag="event",
     detail: str = ""
 
 
-Record = MetricRow | FactUpdate | LifecycleEvent
+class Step(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Where the time of one optimizer step went, in seconds of the wall clock, and how large its batch was.
+
+    Attributes:
+        data_wait: From the end of the step before (its logging, evaluation and saving included) to the beginning of
+            this one: the wait for all of its micro-batches. None for the first step of an epoch, whose wait holds the
+            start of the workers and one batch of look-ahead.
+        forward_backward: Forward and backward passes of all micro-batches, gradient clipping included.
+        optimizer: The optimizer's and the scheduler's step.
+        after: Callbacks at the end of the step, logging, evaluation and saving.
+        tokens: Tokens in the micro-batches that are not padding; None where the data loader does not show them.
+        padded_tokens: Tokens in the micro-batches, padding included.
+        largest_micro_batch: Tokens of the largest micro-batch, padding included.
+    """
+
+    data_wait: float | None
+    forward_backward: float
+    optimizer: float
+    after: float = 0.0
+    tokens: int | None = None
+    padded_tokens: int | None = None
+    largest_micro_batch: int | None = None
+
+    @property
+    def work(self) -> float:
+        """Seconds of training proper: passes and optimizer."""
+        return self.forward_backward + self.optimizer
+
+    @property
+    def seconds(self) -> float | None:
+        """Wait and work together, without what comes after; None where the wait is not known."""
+        return None if self.data_wait is None else self.data_wait + self.forward_backward + self.optimizer
+
+
+class AllocatorReading(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What torch's caching allocator says of one device, in bytes. Peaks are since the process began.
+
+    Attributes:
+        allocated: In tensors now, at the end of a step.
+        peak_allocated: The most that was in tensors at once.
+        reserved: Held by the allocator, in tensors or kept for reuse.
+        peak_reserved: The most that it held.
+        alloc_retries: Times that it had to give cached memory back and try again.
+        ooms: Out-of-memory errors that it raised.
+        device: Index of the device as the process sees it.
+        uuid: UUID of the card, as NVML spells it; "" where it is not known.
+    """
+
+    allocated: int
+    peak_allocated: int
+    reserved: int
+    peak_reserved: int
+    alloc_retries: int = 0
+    ooms: int = 0
+    device: int = 0
+    uuid: str = ""
+
+
+class StepTiming(msgspec.Struct, frozen=True, tag_field="type", tag="steps", omit_defaults=True):
+    """How the last optimizer steps went. The callback writes several steps in one record, to spare the loop.
+
+    From outside only their number and their time are known: ``steps`` is empty then.
+
+    Attributes:
+        step: The last step of the span.
+        span: Steps that it covers: ``step - span + 1`` to ``step``.
+        steps: Each of them, oldest first; empty when only the whole span is known.
+        seconds: Wall time of the whole span, logging, evaluation and saving included; None where it is not known.
+        time: Unix time at the end of the last step.
+        logging: Seconds in logging after steps of the span; they are part of the steps' ``after``.
+        evaluation: Seconds in evaluation; likewise.
+        saving: Seconds in saving; likewise.
+        saves: Checkpoints that were written in the span.
+        allocator: What torch's allocator said after the last step; None without a GPU, or where it was not asked.
+    """
+
+    step: int
+    span: int
+    steps: list[Step] = []
+    seconds: float | None = None
+    time: float | None = None
+    logging: float = 0.0
+    evaluation: float = 0.0
+    saving: float = 0.0
+    saves: int = 0
+    allocator: AllocatorReading | None = None
+
+
+class GpuProcess(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """One process that holds memory of a card.
+
+    Attributes:
+        pid: As the driver tells it: in a container it may be a number of the host's.
+        memory: Bytes; None where the driver does not tell.
+        name: Name of its program, where it can be read.
+        own: True for the watched run's own processes, False for another's, None where it cannot be told.
+    """
+
+    pid: int
+    memory: int | None = None
+    name: str = ""
+    own: bool | None = None
+
+
+class Card(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One GPU, or one MIG instance, over the time between two readings. What it does not tell is None, never 0.
+
+    Attributes:
+        index: Index in NVML's order (PCI bus order), whatever CUDA_VISIBLE_DEVICES says.
+        uuid: UUID of the card or of the MIG instance.
+        name: Product name.
+        lost: True when the driver says that the card has fallen off the bus, or it stopped answering.
+        samples: Looks at the card that went into the reading.
+        memory_total: Bytes. None where memory is the host's own (unified memory).
+        memory_used: The most bytes in use at any look, all processes and the driver's reserve taken together.
+        memory_reserved: Bytes that driver and firmware hold.
+        own_memory: Bytes that the run's own processes held at the look with the most; None where it cannot be told.
+        processes: Who holds memory, the largest first, at most eight.
+        utilization: Mean share of the time in which a kernel ran, 0 to 1.
+        utilization_lowest: The lowest of the looks.
+        power: Mean watts.
+        power_limit: Watts at which it is capped.
+        temperature: The highest of the looks, in degrees Celsius.
+        sm_clock: Mean clock of the multiprocessors in hertz.
+        max_sm_clock: Their highest clock in hertz.
+        throttled: Reason (``sw_thermal``, ``hw_thermal``, ``hw_slowdown``, ``power_brake``, ``sw_power_cap``) to the
+            share of looks, 0 to 1, at which it held the clocks down. Reasons that never held are left out; None where
+            the card does not tell any.
+        ecc_uncorrected: Uncorrected memory errors since the driver was loaded.
+        ecc_corrected: Corrected ones.
+        remapped_rows: Rows remapped for uncorrected errors over the card's life.
+        remap_pending: Whether a row waits for a reset to be remapped.
+        remap_failure: Whether remapping a row has failed.
+        xids: Xid errors that the driver raised since the reading before, in order, at most 32.
+        pcie_generation: The highest link generation seen.
+        pcie_generation_max: What card and slot can do together.
+        pcie_width: The widest link seen, in lanes.
+        pcie_width_max: What card and slot can do together.
+        mig: Whether it is a MIG instance.
+        vendor: Which collector saw it: ``nvidia``, ``amd``.
+    """
+
+    index: int
+    uuid: str
+    name: str = ""
+    lost: bool = False
+    samples: int = 1
+    memory_total: int | None = None
+    memory_used: int | None = None
+    memory_reserved: int | None = None
+    own_memory: int | None = None
+    processes: list[GpuProcess] = []
+    utilization: float | None = None
+    utilization_lowest: float | None = None
+    power: float | None = None
+    power_limit: float | None = None
+    temperature: float | None = None
+    sm_clock: float | None = None
+    max_sm_clock: float | None = None
+    throttled: dict[str, float] | None = None
+    ecc_uncorrected: int | None = None
+    ecc_corrected: int | None = None
+    remapped_rows: int | None = None
+    remap_pending: bool | None = None
+    remap_failure: bool | None = None
+    xids: list[int] = []
+    pcie_generation: int | None = None
+    pcie_generation_max: int | None = None
+    pcie_width: int | None = None
+    pcie_width_max: int | None = None
+    mig: bool = False
+    vendor: str = "nvidia"
+
+
+class GpuReading(msgspec.Struct, frozen=True, tag_field="type", tag="gpus", omit_defaults=True):
+    """The cards that a run uses, at one moment.
+
+    Attributes:
+        time: Unix time at its end.
+        cards: One entry a card or MIG instance.
+        seconds: Time that it covers: since the reading before it; 0 for the first.
+    """
+
+    time: float
+    cards: list[Card]
+    seconds: float = 0.0
+
+
+class ProcessReading(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """One process of the run, over the time between two readings.
+
+    Attributes:
+        pid: Process id.
+        role: ``trainer``, ``rank`` (a trainer of another rank on this machine) or ``worker`` (of a data loader).
+        cpu: Mean cores in use; None at the first look.
+        rss: Resident memory in bytes.
+        read_rate: Bytes a second that it read from storage; None where the system does not let one see it.
+        waiting_for_disk: Share of the looks, 0 to 1, at which it was in uninterruptible sleep: usually storage.
+    """
+
+    pid: int
+    role: Literal["trainer", "rank", "worker"]
+    cpu: float | None = None
+    rss: int | None = None
+    read_rate: float | None = None
+    waiting_for_disk: float = 0.0
+
+
+class HostReading(msgspec.Struct, frozen=True, tag_field="type", tag="host", omit_defaults=True):
+    """The machine, as far as the run may use it, at one moment. What it does not tell is None, never 0.
+
+    Where a cgroup sets a lower limit than the machine has, the limit and what is used of it stand here.
+
+    Attributes:
+        time: Unix time at its end.
+        seconds: Time that rates are taken over: since the reading before; 0 for the first, which has none.
+        memory_total: Bytes that may be used.
+        memory_available: Bytes of these that can be had without swapping, at the lowest look.
+        swap_in_rate: Bytes a second swapped in.
+        major_faults_rate: Page faults a second, of the whole machine, that had to read from storage.
+        cpus: Processors that may be used: affinity and CPU quota respected.
+        cpu: Mean cores in use on the whole machine.
+        load: Load average over a minute.
+        disk_path: Where the run's checkpoints go: the file system that ``disk_*`` tells of.
+        disk_total: Its bytes.
+        disk_free: Bytes free for this user.
+        disk_read_rate: Bytes a second read from all disks.
+        disk_write_rate: Bytes a second written to all disks.
+        receive_rate: Bytes a second from the network, loopback left out.
+        send_rate: Bytes a second to the network, loopback left out.
+        checkpoint_bytes: Size of the newest whole checkpoint of the run; None before there is one.
+        processes: The trainer and its data-loader workers, at most 64, the trainer first.
+        alive: Whether the trainer's process is there; None where it is not known which it is.
+        idle: Seconds since the last sign of progress: an event of the trainer, or from outside a row, a bar, a save.
+        phase: What the trainer was doing then: ``training``, ``evaluation``, ``saving``; "" where it is not known.
+        step: The trainer's step at the reading, None where it is not known.
+    """
+
+    time: float
+    seconds: float = 0.0
+    memory_total: int | None = None
+    memory_available: int | None = None
+    swap_in_rate: float | None = None
+    major_faults_rate: float | None = None
+    cpus: float | None = None
+    cpu: float | None = None
+    load: float | None = None
+    disk_path: str = ""
+    disk_total: int | None = None
+    disk_free: int | None = None
+    disk_read_rate: float | None = None
+    disk_write_rate: float | None = None
+    receive_rate: float | None = None
+    send_rate: float | None = None
+    checkpoint_bytes: int | None = None
+    processes: list[ProcessReading] = []
+    alive: bool | None = None
+    idle: float | None = None
+    phase: str = ""
+    step: int | None = None
+
+
+Reading = StepTiming | GpuReading | HostReading
+"""What is seen of the machine, beside what the trainer logs."""
+Record = MetricRow | FactUpdate | LifecycleEvent | StepTiming | GpuReading | HostReading
+READINGS = (StepTiming, GpuReading, HostReading)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorawatch.engine import Abstention, Engine, order
 from lorawatch.findings import Adjustment, Finding
+from lorawatch.records import GpuReading, HostReading, MetricRow, StepTiming
 from lorawatch.rule import Rule
 from lorawatch.run import MAX_SERIES, Run
 from lorawatch.version import __version__
@@ -311,6 +312,14 @@ def _wrap(text: str, indent: str, first: str | None = None) -> list[str]:
     )  # fmt: skip
 
 
+_JUDGED: dict[type, str] = {
+    MetricRow: "metrics",
+    StepTiming: "step timings",
+    GpuReading: "GPU readings",
+    HostReading: "host readings",
+}
+
+
 def rule_json(rule: type[Rule]) -> dict[str, Any]:
     """A rule as JSON: what it is, what it needs, its parameters and its page."""
     return {
@@ -318,6 +327,7 @@ def rule_json(rule: type[Rule]) -> dict[str, Any]:
         "title": rule.title,
         "severity": rule.severity.label,
         "maturity": rule.maturity,
+        "judges": [_JUDGED[one] for one in rule.judges],
         "needs": [*rule.needs],
         "needs_any": [*rule.needs_any],
         "needs_facts": [*rule.needs_facts],
@@ -336,11 +346,13 @@ def rule_markdown(rule: type[Rule]) -> str:
     needs = ", ".join(f"`{name}`" for name in rule.needs)
     if rule.needs_any:
         needs += (" and " if needs else "") + "one of " + ", ".join(f"`{name}`" for name in rule.needs_any)
+    needs = " or ".join(filter(None, [needs, *(_JUDGED[one] for one in rule.judges if one is not MetricRow)]))
     needs += "".join(f", fact `{name}`" for name in rule.needs_facts)
+    points = f"; at least {rule.min_points} points" if MetricRow in rule.judges else ""
     lines = [
         f"# {rule.id}: {rule.title}",
         "",
-        f"*{rule.severity.label}, {rule.maturity}.* Needs {needs or 'nothing'}; at least {rule.min_points} points.",
+        f"*{rule.severity.label}, {rule.maturity}.* Needs {needs or 'nothing'}{points}.",
         "",
         inspect.getdoc(rule) or "",
         "",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lorawatch.findings import Adjustment, Breach, Maturity, Severity
-from lorawatch.records import MetricRow
+from lorawatch.records import GpuReading, HostReading, MetricRow, StepTiming
 from lorawatch.run import Kind, Run
 
 DOC_HEADINGS = (
@@ -51,9 +51,13 @@ class Parameter:
 class Rule(ABC):
     """One named judgement.
 
-    The engine calls :meth:`judge` for each row that carries every metric in ``needs`` (and one of ``needs_any``),
-    after the row was added to the run. The rule returns a breach, or None when all is well; the engine alone decides
-    when breaches become a finding (``hold``), when the finding resolves (``release``), and what it is folded under.
+    The engine calls :meth:`judge` for each record of the types in ``judges``, after it was added to the run: of the
+    rows, for those that carry every metric in ``needs`` (and one of ``needs_any``). The rule returns a breach, or None
+    when all is well; the engine alone decides when breaches become a finding (``hold``), when the finding resolves
+    (``release``), and what it is folded under.
+
+    Readings of the machine come when they come: ten seconds apart, or thirty. A rule that judges them counts seconds
+    and steps, not records, and says by :meth:`missing` which values it lacks. They are not judged once a run has ended.
 
     While its finding is open, :attr:`easing` is below 1: a rule multiplies the threshold that it compares with by it,
     so that a finding resolves at a lower level than the one that opened it.
@@ -64,6 +68,8 @@ class Rule(ABC):
     severity: ClassVar[Severity]
     """The severity of a breach that names none."""
     maturity: ClassVar[Maturity] = "stable"
+    judges: ClassVar[tuple[type[MetricRow | StepTiming | GpuReading | HostReading], ...]] = (MetricRow,)
+    """Types of the records that it judges: rows, or readings of the machine."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Metrics that a row must carry, all of them, to be judged."""
     needs_any: ClassVar[tuple[str, ...]] = ()
@@ -85,8 +91,8 @@ class Rule(ABC):
     easing: float = dataclasses.field(init=False, default=1.0, repr=False)
 
     @abstractmethod
-    def judge(self, row: MetricRow, run: Run) -> Breach | None:
-        """Judge one row; ``run`` already holds it. Returns why it is wrong, or None."""
+    def judge(self, record: Any, run: Run, /) -> Breach | None:
+        """Judge one record, of a type in ``judges``; ``run`` already holds it. Returns why it is wrong, or None."""
 
     def advise(self, breach: Breach, run: Run) -> list[Adjustment]:
         """What to change, best first. Called when a finding opens or grows worse."""

@@ -9,9 +9,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
+from statistics import median
 from typing import Any
 
-from lorawatch.records import FactUpdate, LifecycleEvent, MetricRow
+from lorawatch.records import (
+    AllocatorReading,
+    FactUpdate,
+    GpuReading,
+    HostReading,
+    LifecycleEvent,
+    MetricRow,
+    Reading,
+    StepTiming,
+)
 from lorawatch.stats import Level, Rhythm
 
 MAX_SERIES = 256
@@ -149,6 +159,12 @@ class Run:
         max_steps: Steps that the run is to take, as far as it is known.
         warmup_steps: Steps of learning-rate warm-up, as far as the facts tell; 0 when they do not.
         rows_since_resume: Training rows since the start or the last resume.
+        timing: The last step timing; None before there was one.
+        gpu: The last reading of the cards.
+        host: The last reading of the machine.
+        allocator: What torch's allocator said last.
+        step_seconds: Seconds of each of the last :data:`RECENT` steps that were timed: wait and work, without what
+            comes after. From outside, the mean of each span, with all that took place in it.
     """
 
     def __init__(self, name: str, path: str = "") -> None:
@@ -175,6 +191,11 @@ class Run:
         self.resumed_step: int | None = None
         self.rows_since_resume = 0
         self.ended = False
+        self.timing: StepTiming | None = None
+        self.gpu: GpuReading | None = None
+        self.host: HostReading | None = None
+        self.allocator: AllocatorReading | None = None
+        self.step_seconds: deque[float] = deque(maxlen=RECENT)
         self._numbers: dict[str, float] = {}
         self._last_train_step = 0
         self._task_kind = Kind.UNKNOWN
@@ -225,6 +246,31 @@ class Run:
                 level.add(loss, step)
                 if level.count % Rhythm.EVERY == 0 and level.count >= Rhythm.POINTS:
                     self.rhythm.update(series["loss"].window(Rhythm.POINTS))
+
+    def observe(self, reading: Reading) -> None:
+        """Take in a reading of the machine."""
+        if isinstance(reading, StepTiming):
+            self.timing = reading
+            self.step = reading.step
+            if self.first_step is None:
+                self.first_step = reading.step - reading.span + 1
+            for one in reading.steps:
+                seconds = one.seconds
+                if seconds is not None:
+                    self.step_seconds.append(seconds)
+            if not reading.steps and reading.seconds is not None and reading.span > 0:
+                self.step_seconds.append(reading.seconds / reading.span)
+            if reading.allocator is not None:
+                self.allocator = reading.allocator
+        elif isinstance(reading, GpuReading):
+            self.gpu = reading
+        else:
+            self.host = reading
+
+    def take_over(self, other: Run) -> None:
+        """Take over the readings of ``other``, which is the same run as it was read before."""
+        self.timing, self.gpu, self.host = other.timing, other.gpu, other.host
+        self.allocator, self.step_seconds = other.allocator, other.step_seconds
 
     def learn(self, update: FactUpdate) -> bool:
         """Take in facts; what was stated is never replaced by what was inferred. True when any fact changed."""
@@ -279,6 +325,16 @@ class Run:
         """Share of the run that is done, 0 to 1; None when its length is not known."""
         total = self.max_steps
         return None if not total else min(self.step / total, 1.0)
+
+    @property
+    def training(self) -> bool:
+        """Whether it takes steps by now: a row was logged or a step timed, and it has not ended."""
+        return not self.ended and (self.rows > 0 or self.timing is not None)
+
+    @property
+    def typical_step_seconds(self) -> float | None:
+        """Median seconds of the last steps that were timed; None before five of them."""
+        return median(self.step_seconds) if len(self.step_seconds) >= 5 else None
 
     @property
     def peak_learning_rate(self) -> float | None:

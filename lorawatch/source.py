@@ -1,12 +1,12 @@
-"""The contract of a source: something that follows one place and yields records."""
+"""The contracts of sources: what follows a file and yields records, and what looks at the GPUs of a machine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from lorawatch.records import Record
+from lorawatch.records import Card, Record
 
 
 class SourceError(Exception):
@@ -46,4 +46,32 @@ class Source(Protocol):
 
     def resume(self, cursor: dict[str, Any]) -> None:
         """Go on from where ``cursor`` was taken. A file that has been replaced since then is read from its start."""
+        ...
+
+
+class GpuCollector(Protocol):
+    """Looks at the GPUs of one vendor. Adding a vendor is one class that keeps this contract.
+
+    What a card does not tell is None, never 0. :meth:`look` may take long or never return: it is called from a thread
+    of its own, on which nothing waits.
+    """
+
+    vendor: ClassVar[str]
+    """Name of the vendor, in lower case: ``nvidia``."""
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """What cannot be read, one line each, for a person; each is said once."""
+        ...
+
+    def look(self) -> list[Card]:
+        """Every card and MIG instance as it is now, in the driver's order; empty without driver or card. Never raises.
+
+        Each :class:`~lorawatch.records.Card` has ``samples=1``; ``own`` and ``own_memory`` are left to the caller, who
+        knows the run's processes.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the driver."""
         ...

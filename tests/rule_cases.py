@@ -17,6 +17,21 @@ A fixture has one ``[[case]]`` per sentence::
     adjusts = ["learning_rate"]                 # parameters that its advice must name, in this order
     resolves = true                             # default: not looked at
 
+A rule that judges readings of the machine has ticks instead of rows, ``interval`` seconds apart (default 10)::
+
+    interval = 10
+    gpu.memory_total = 80e9                     # a field of Card: a number, bool, text or table stands at each tick,
+    gpu.memory_used = "40e9 x12, 40e9>78e9 x30" # a series gives one value a tick; its last one stays
+    gpu1.memory_used = 10e9                     # a second card
+    host.memory_available = 8e9                 # a field of HostReading; processes = [{ pid = 1, role = "trainer" }]
+    allocator.allocated = "1e9>9e9 x40"         # a field of AllocatorReading, in a StepTiming a tick
+    step.data_wait = "0.02 x400"                # a field of Step: one value a step, steps_a_tick of them a tick (10)
+    timing.saving = "0 x20, 4 x20"              # a field of StepTiming, a tick
+    changes = [{ at = 20, gpu = { xids = [79] } }, { from = 30, host = { phase = "saving" } }]   # by tick, from 0
+
+Each tick has a StepTiming, where one is given, then a GpuReading, then a HostReading. A row of ``train`` may go with
+each tick, after the others. ``between`` and ``resumed`` speak of steps; without steps each tick is one step.
+
 Segments: ``A xN`` constant, ``A>B xN`` linear, ``A>>B xN`` exponential approach, ``A^B xN`` alternating; ``~S``
 adds Gaussian noise of standard deviation S (a share of the value with ``~S%``), seeded by the case's name;
 ``_ xN`` leaves the metric out of N rows; ``nan``, ``inf`` are values. Plain numbers without ``x`` stand once.
@@ -35,7 +50,19 @@ from typing import Any, cast
 import msgspec
 
 from lorawatch.engine import Engine
-from lorawatch.records import Event, FactUpdate, LifecycleEvent, MetricRow, Record
+from lorawatch.records import (
+    AllocatorReading,
+    Card,
+    Event,
+    FactUpdate,
+    GpuReading,
+    HostReading,
+    LifecycleEvent,
+    MetricRow,
+    Record,
+    Step,
+    StepTiming,
+)
 from lorawatch.registry import rule_classes
 from lorawatch.run import Run
 
@@ -122,13 +149,115 @@ class Case:
         if self.spec.get("ends", True):
             yield LifecycleEvent("ended", step=rows * every)
 
+    def readings(self) -> Iterator[Record]:
+        """The records of a case of readings, in order."""
+        if "facts" in self.spec:
+            yield FactUpdate(self.spec["facts"], "fixture")
+        interval, steps_a_tick = self.spec.get("interval", 10.0), self.spec.get("steps_a_tick", 10)
+        tables = {name: self._table(name) for name in self.spec if _READING.fullmatch(name)}
+        steps = tables.pop("step", {})
+        train = {name: series(text, random.Random(self.name)) for name, text in self.spec.get("train", {}).items()}  # noqa: S311
+        lengths = [len(column) for table in tables.values() for column in table.values()]
+        lengths += [-(-len(column) // steps_a_tick) for column in steps.values()] + [len(one) for one in train.values()]
+        ticks = self.spec.get("ticks", max(lengths, default=1))
+        timed = bool(steps or {"timing", "allocator"} & set(tables))
+        events = {item["at"]: item for item in self.spec.get("events", [])}
+        for tick in range(ticks):
+            now = (tick + 1) * interval
+            if tick in events:
+                yield LifecycleEvent(cast("Event", events[tick]["event"]), step=tick, time=now - interval)
+            values = {name: _at(table, tick) for name, table in tables.items()}
+            for change in self.spec.get("changes", []):
+                if change.get("at") == tick or tick >= change.get("from", ticks):
+                    for name, fields in change.items():
+                        if name not in ("at", "from"):
+                            values.setdefault(name, {}).update(fields)
+            step = (tick + 1) * steps_a_tick if timed else tick + 1
+            if timed:
+                taken = [
+                    {"forward_backward": 0.1, "optimizer": 0.01, **_at(steps, number)}
+                    for number in range(tick * steps_a_tick, (tick + 1) * steps_a_tick)
+                ]
+                timing: dict[str, Any] = {"step": step, "span": steps_a_tick, "time": now, **values.get("timing", {})}
+                if steps:
+                    timing["steps"] = [msgspec.convert({"data_wait": None, **one}, _StepTable).step() for one in taken]
+                if "allocator" in values:
+                    empty = {"allocated": 0, "peak_allocated": 0, "reserved": 0, "peak_reserved": 0}
+                    timing["allocator"] = msgspec.convert(_whole(empty | values["allocator"]), AllocatorReading)
+                yield StepTiming(**timing)
+            cards = [
+                {"index": int(name[3:] or 0), "uuid": f"GPU-{name[3:] or 0}", **_whole(fields)}
+                for name, fields in values.items() if name.startswith("gpu")
+            ]  # fmt: skip
+            if cards:
+                yield GpuReading(now, msgspec.convert(cards, list[Card]), interval if tick else 0.0)
+            if "host" in values:
+                fields = {"type": "host", "time": now, "seconds": interval if tick else 0.0, **_whole(values["host"])}
+                yield msgspec.convert(fields, HostReading)
+            row = {name: value for name, value in _at(train, tick).items() if value is not None}
+            if row:
+                yield MetricRow(step, row, time=now)
+        if self.spec.get("ends", True):
+            yield LifecycleEvent("ended", time=ticks * interval)
+
+    def _table(self, name: str) -> dict[str, list[Any]]:
+        rng = random.Random(self.name)  # noqa: S311
+        return {
+            field: series(value, rng) if isinstance(value, str) and _is_series(value) else [value]
+            for field, value in self.spec[name].items()
+        }
+
     def run(self) -> Engine:
         """An engine with this one rule, after all records."""
         rule = next(one for one in rule_classes() if one.id == self.rule)
         engine = Engine(Run("fixture"), [rule()])
-        for record in self.records():
+        readings = any(_READING.fullmatch(name) for name in self.spec)
+        for record in self.readings() if readings else self.records():
             engine.feed(record)
         return engine
+
+
+_READING = re.compile(r"gpu\d*|host|allocator|step|timing")
+_WHOLE = {
+    name for kind in (Card, HostReading, AllocatorReading)
+    for name, hint in kind.__annotations__.items() if hint in ("int", "int | None")
+}  # fmt: skip
+
+
+class _StepTable(msgspec.Struct):
+    """A Step by the names of its fields."""
+
+    data_wait: float | None
+    forward_backward: float
+    optimizer: float
+    after: float = 0.0
+    tokens: float | None = None
+    padded_tokens: float | None = None
+    largest_micro_batch: float | None = None
+
+    def step(self) -> Step:
+        counts = [
+            None if count is None else round(count)
+            for count in (self.tokens, self.padded_tokens, self.largest_micro_batch)
+        ]
+        return Step(self.data_wait, self.forward_backward, self.optimizer, self.after, *counts)
+
+
+def _is_series(text: str) -> bool:
+    return _SEGMENT.match(text.split(",", maxsplit=1)[0].strip()) is not None
+
+
+def _at(table: dict[str, list[Any]], index: int) -> dict[str, Any]:
+    """The values of a tick or a step; the last one of a column stays."""
+    return {name: column[min(index, len(column) - 1)] for name, column in table.items()}
+
+
+def _whole(fields: dict[str, Any]) -> dict[str, Any]:
+    """Bytes and counts as whole numbers, without what is absent."""
+    return {
+        name: round(value) if name in _WHOLE and isinstance(value, float) else value
+        for name, value in fields.items() if value is not None
+    }  # fmt: skip
 
 
 def _eval_row(evals: dict[str, list[float | None]], index: int, step: int, epoch: float) -> MetricRow:

@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from lorawatch.records import FactUpdate, LifecycleEvent, MetricRow, Record
+from lorawatch.records import FactUpdate, MetricRow, Record
 from lorawatch.sources.lines import LineSource
 
-_RECORD = MetricRow | FactUpdate | LifecycleEvent
 # Lax, because JSON has no NaN: "NaN" in the place of a float is one.
-_decode_all = msgspec.json.Decoder(list[_RECORD], strict=False).decode
-_decode_line = msgspec.json.Decoder(_RECORD, strict=False).decode
+_decode_all = msgspec.json.Decoder(list[Record], strict=False).decode
+_decode_line = msgspec.json.Decoder(Record, strict=False).decode
 _encode_line = msgspec.json.Encoder(enc_hook=str).encode
 _UNKNOWN_TYPE = re.compile(r"Invalid value '")
 
