@@ -20,7 +20,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from lorawatch.engine import Engine
 from lorawatch.exporter import Watched, Watching
 from lorawatch.findings import Severity
+from lorawatch.records import AllocatorReading, GpuReading, HostReading
 from lorawatch.version import __version__
+
+from .prometheus_machine import machine_metrics  # noqa: TID251 - a sibling, by whatever name the package goes
 
 MAX_RUNS = 200
 """Runs that are exported, those that logged last; the others are counted in ``lorawatch_runs_not_exported``."""
@@ -55,6 +58,9 @@ class _Snapshot:
     rule_errors: dict[str, str]
     rule_seconds: dict[str, float]
     abstained: int
+    readings: tuple[GpuReading | None, HostReading | None, AllocatorReading | None]
+    phase_seconds: dict[str, float]
+    step_seconds: float | None
 
 
 class WatchCollector:
@@ -93,6 +99,9 @@ class WatchCollector:
             "lorawatch_runs_not_exported", f"Watched runs beyond the newest {MAX_RUNS}.", len(watched) - len(kept)
         )
         yield from _training(runs)
+        yield from machine_metrics(
+            {run: one.readings for run, one in runs.items()}, {run: one.phase_seconds for run, one in runs.items()}
+        )
         yield from _judgement(runs)
         yield from _self(runs)
 
@@ -126,6 +135,8 @@ def _take(watched: Watched, severities: Mapping[str, Severity]) -> _Snapshot:
         active=_active(engine, [rule for rule in seconds if rule not in abstained], severities),
         opened=dict(Counter(finding.rule for finding in findings)),
         rule_errors=dict(engine.rule_errors), rule_seconds=seconds, abstained=len(abstained),
+        readings=(run.gpu, run.host, run.allocator), phase_seconds=dict(run.phase_seconds),
+        step_seconds=run.typical_step_seconds,
     )  # fmt: skip
 
 
@@ -177,6 +188,10 @@ def _training(runs: Mapping[str, _Snapshot]) -> Iterator[Metric]:
     yield from _gauge(
         "lorawatch_max_steps", "Optimizer steps that the run is to take.", {run: s.max_steps for run, s in runs.items()}
     )
+    yield from _gauge(
+        "lorawatch_step_seconds", "Median time of the last steps that were timed.",
+        {run: one.step_seconds for run, one in runs.items()},
+    )  # fmt: skip
     yield from _gauge("lorawatch_epoch", "Epoch, as a fraction.", {run: one.epoch for run, one in runs.items()})
     yield from _gauge(
         "lorawatch_progress_ratio", "Share of the run that is done, 0 to 1.",

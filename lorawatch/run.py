@@ -165,6 +165,8 @@ class Run:
         allocator: What torch's allocator said last.
         step_seconds: Seconds of each of the last :data:`RECENT` steps that were timed: wait and work, without what
             comes after. From outside, the mean of each span, with all that took place in it.
+        phase_seconds: Seconds spent so far in ``data_wait``, ``forward_backward``, ``optimizer``, ``callbacks``,
+            ``logging``, ``evaluation`` and ``saving``; empty unless steps were timed from inside.
     """
 
     def __init__(self, name: str, path: str = "") -> None:
@@ -196,6 +198,7 @@ class Run:
         self.host: HostReading | None = None
         self.allocator: AllocatorReading | None = None
         self.step_seconds: deque[float] = deque(maxlen=RECENT)
+        self.phase_seconds: dict[str, float] = {}
         self._numbers: dict[str, float] = {}
         self._last_train_step = 0
         self._task_kind = Kind.UNKNOWN
@@ -251,14 +254,10 @@ class Run:
         """Take in a reading of the machine."""
         if isinstance(reading, StepTiming):
             self.timing = reading
-            self.step = reading.step
-            if self.first_step is None:
-                self.first_step = reading.step - reading.span + 1
-            for one in reading.steps:
-                seconds = one.seconds
-                if seconds is not None:
-                    self.step_seconds.append(seconds)
-            if not reading.steps and reading.seconds is not None and reading.span > 0:
+            if reading.steps:
+                self.step = reading.step  # from outside it is only an observation: the rows must count as they would
+                self._time_steps(reading)
+            elif reading.seconds is not None and reading.span > 0:
                 self.step_seconds.append(reading.seconds / reading.span)
             if reading.allocator is not None:
                 self.allocator = reading.allocator
@@ -267,10 +266,29 @@ class Run:
         else:
             self.host = reading
 
+    def _time_steps(self, timing: StepTiming) -> None:
+        wait = passes = optimizer = after = 0.0
+        for one in timing.steps:
+            seconds = one.seconds
+            if seconds is not None:
+                self.step_seconds.append(seconds)
+                wait += one.data_wait or 0.0
+            passes += one.forward_backward
+            optimizer += one.optimizer
+            after += one.after
+        rest = max(after - timing.logging - timing.evaluation - timing.saving, 0.0)
+        spent = {
+            "data_wait": wait, "forward_backward": passes, "optimizer": optimizer, "callbacks": rest,
+            "logging": timing.logging, "evaluation": timing.evaluation, "saving": timing.saving,
+        }  # fmt: skip
+        known = self.phase_seconds
+        for name, seconds in spent.items():
+            known[name] = known.get(name, 0.0) + seconds
+
     def take_over(self, other: Run) -> None:
         """Take over the readings of ``other``, which is the same run as it was read before."""
         self.timing, self.gpu, self.host = other.timing, other.gpu, other.host
-        self.allocator, self.step_seconds = other.allocator, other.step_seconds
+        self.allocator, self.step_seconds, self.phase_seconds = other.allocator, other.step_seconds, other.phase_seconds
 
     def learn(self, update: FactUpdate) -> bool:
         """Take in facts; what was stated is never replaced by what was inferred. True when any fact changed."""
@@ -296,6 +314,8 @@ class Run:
             self.resumed_step = event.step
             self.rows_since_resume = 0
             self.ended = False
+            self.timing = self.gpu = self.host = self.allocator = None  # of a process that is gone
+            self.step_seconds.clear()
             if event.step is not None:
                 self._last_train_step = event.step
         elif event.event == "ended":

@@ -32,6 +32,7 @@ class Settings:
         rules_paths: Files or folders with further rules.
         fail_on: Severity from which ``check`` exits with 1: info, warning, critical or never.
         listen_address: Where ``tail`` serves ``/metrics``; ``""`` for nowhere.
+        machine: Look at GPU, host and the time of the steps too; False for the logged metrics alone.
     """
 
     rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -40,12 +41,15 @@ class Settings:
     rules_paths: tuple[str, ...] = ()
     fail_on: str = "warning"
     listen_address: str = DEFAULT_LISTEN_ADDRESS
+    machine: bool = True
 
 
 _LISTS = {"select", "ignore", "rules_paths"}
 _TEXTS = {"fail_on", "listen_address"}
+_SWITCHES = {"machine"}
+_WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 _FAIL_ON = ("info", "warning", "critical", "never")
-_ENVIRONMENT = {f"LORAWATCH_{name.upper()}": name for name in (*sorted(_LISTS), *sorted(_TEXTS))}
+_ENVIRONMENT = {f"LORAWATCH_{name.upper()}": name for name in (*sorted(_LISTS), *sorted(_TEXTS), *sorted(_SWITCHES))}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -70,7 +74,11 @@ def load_settings(file: Path | None = None, environment: Mapping[str, str] | Non
         text = variables.get(variable)
         if text is None:
             continue
-        value: Any = tuple(part.strip() for part in text.split(",") if part.strip()) if name in _LISTS else text
+        value: Any = text
+        if name in _LISTS:
+            value = tuple(part.strip() for part in text.split(",") if part.strip())
+        elif name in _SWITCHES:
+            value = _WORDS.get(text.strip().lower(), text)
         settings = _checked(replace(settings, **{name: value}), variable)
     return settings
 
@@ -82,7 +90,7 @@ def _read(file: Path) -> Settings:
         raise SettingsError(f"{file}: cannot be read: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file}: is not valid TOML: {error}") from None
-    known = {"rules", *_LISTS, *_TEXTS}
+    known = {"rules", *_LISTS, *_TEXTS, *_SWITCHES}
     given: dict[str, Any] = {}
     for name, value in document.items():
         if name not in known:
@@ -93,6 +101,8 @@ def _read(file: Path) -> Settings:
             if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
                 raise SettingsError(f"{file}: {name} must be a list of strings, is {value!r}")
             given[name] = tuple(value)
+        elif name in _SWITCHES:
+            given[name] = value
         else:
             if not isinstance(value, str):
                 raise SettingsError(f"{file}: {name} must be a string, is {value!r}")
@@ -109,4 +119,6 @@ def _tables(value: Any, file: Path) -> dict[str, dict[str, Any]]:
 def _checked(settings: Settings, where: str) -> Settings:
     if settings.fail_on not in _FAIL_ON:
         raise SettingsError(f"{where}: fail_on must be one of {', '.join(_FAIL_ON)}, is {settings.fail_on!r}")
+    if not isinstance(settings.machine, bool):
+        raise SettingsError(f"{where}: machine must be true or false, is {settings.machine!r}")
     return settings

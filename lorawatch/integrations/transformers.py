@@ -3,7 +3,9 @@
 It judges the same records by the same engine as ``lorawatch tail`` and ``check`` do, and writes them to
 ``lorawatch.jsonl``, from which those two then give the same findings.
 
-It overrides only the five events that it needs: on a step that is not logged it costs what an empty callback costs.
+It overrides only the events that it needs. Where the time of the steps goes is taken by a
+:class:`~lorawatch.integrations.step_recorder.StepRecorder`, what the machine does by a thread that looks once a second;
+rows, timings and readings are put in one order by a lock, and written in the order in which they are judged.
 Order of the Trainer's events: ``_inner_training_loop`` and ``_maybe_log_save_evaluate`` of transformers 5.23
 (``trainer.py``); an action taken at ``on_log`` is acted on at the end of that same step.
 """
@@ -11,6 +13,7 @@ Order of the Trainer's events: ``_inner_training_loop`` and ``_maybe_log_save_ev
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
@@ -19,6 +22,8 @@ from typing import Any, TypeVar
 
 from lorawatch.engine import Change, Engine
 from lorawatch.findings import Finding, Severity
+from lorawatch.integrations.allocator import allocator_reader
+from lorawatch.integrations.batch_sizes import BatchSizes
 from lorawatch.integrations.journal import Journal
 from lorawatch.integrations.trainer_facts import collect
 from lorawatch.integrations.trainer_rows import is_summary, row_of, rows_of
@@ -35,6 +40,7 @@ try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
     from lorawatch.integrations.speech import change_text, say
+    from lorawatch.integrations.step_recorder import StepRecorder
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "LoraWatchCallback needs transformers 4.46 or newer beside lorawatch: pip install transformers", name=error.name
@@ -104,6 +110,9 @@ class LoraWatchCallback(TrainerCallback):
         self._rules = RuleSet(self.settings)
         self._engine: Engine | None = None
         self._journal: Journal | None = None
+        self._recorder: StepRecorder | None = None
+        self._lock = threading.RLock()  # rows, timings and readings come from two threads, and are judged in one order
+        self._wanted: set[str] = set()
         self._speaks = False
         self._several = False
         self._pending: list[tuple[Change, Finding]] = []
@@ -136,6 +145,13 @@ class LoraWatchCallback(TrainerCallback):
             self._relive(state, engine)
             self._take(facts, LifecycleEvent("resumed", step=state.global_step, time=now))
         engine.listeners.append(self._hear)
+        if self._speaks and self.settings.machine:
+            self._watch_machine(args, kwargs.get("train_dataloader"))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Act on what was found between rows."""
+        if self._wanted:
+            self._act(control)
 
     def on_log(
         self,
@@ -156,11 +172,14 @@ class LoraWatchCallback(TrainerCallback):
             row = row_of(state.global_step, logs, time.time())
             if row is None:
                 return
-            if self._journal is not None:
-                self._write((row,))
-            engine.feed(row)
-            if self._pending:
-                self._respond(control)
+            with self._lock:
+                if self._journal is not None:
+                    self._write((row,))
+                engine.feed(row)
+                if self._pending:
+                    self._respond()
+            if self._wanted:
+                self._act(control)
         except Exception as error:
             self._step_aside(error)
 
@@ -198,11 +217,22 @@ class LoraWatchCallback(TrainerCallback):
         self.__init__(kept["settings"], actions=names, path=kept["path"], quiet=kept["quiet"])  # type: ignore[misc]
 
     def _take(self, *records: Record) -> None:
-        if self._engine is not None:
-            if self._journal is not None:
-                self._write(records)
-            for record in records:
-                self._engine.feed(record)
+        """Write records down and judge them; called from the training loop and from the thread of the machine."""
+        with self._lock:
+            if self._engine is not None:
+                if self._journal is not None:
+                    self._write(records)
+                for record in records:
+                    self._engine.feed(record)
+                if self._pending:
+                    self._respond()
+
+    def _watch_machine(self, args: TrainingArguments, train_dataloader: Any) -> None:
+        sizes = BatchSizes(args.gradient_accumulation_steps)
+        recorder = StepRecorder(self._take, sizes, allocator_reader(), self._step_aside)
+        if recorder.attach():
+            sizes.attach(train_dataloader)
+            self._recorder = recorder
 
     def _write(self, records: Iterable[Record]) -> None:
         if self._journal is None:
@@ -238,21 +268,20 @@ class LoraWatchCallback(TrainerCallback):
             self._take(LifecycleEvent(event, step=state.global_step, time=time.time()))
 
     def _end(self, state: TrainerState, logs: Mapping[str, Any]) -> None:
+        self._stop_machine(state.global_step)
         numbers = ", ".join(f"{name} {value:g}" for name, value in logs.items() if isinstance(value, int | float))
         self._take(LifecycleEvent("ended", step=state.global_step, time=time.time(), detail=numbers[:300]))
 
     def _hear(self, change: Change, finding: Finding) -> None:
         self._pending.append((change, finding))
 
-    def _respond(self, control: TrainerControl) -> None:
-        """Say what the last row changed, and act on it."""
+    def _respond(self) -> None:
+        """Say what the last record changed, and note what is to be done about it."""
         changes, self._pending = self._pending, []
         for change, finding in changes:
             action = self._action(finding) if change in ("opened", "reopened", "escalated") else "none"
-            if action == "stop":
-                control.should_training_stop = True
-            elif action == "save":
-                control.should_save = True
+            if action != "none":
+                self._wanted.add(action)
             if self._speaks and not self.quiet:
                 text = change_text(change, finding)
                 if action != "none":
@@ -260,14 +289,32 @@ class LoraWatchCallback(TrainerCallback):
                 if text:
                     say(text)
 
+    def _act(self, control: TrainerControl) -> None:
+        """Do what was noted; only the training loop may."""
+        wanted, self._wanted = self._wanted, set()
+        if "stop" in wanted:
+            control.should_training_stop = True
+        if "save" in wanted:
+            control.should_save = True
+
     def _action(self, finding: Finding) -> str:
         if self._several and finding.rule.partition("/")[0] not in SAME_ON_EVERY_RANK:
             return "none"  # the processes could disagree, and one that stops alone leaves the others hanging
         levels = [severity for severity in self.actions if severity <= finding.severity]
         return self.actions[max(levels)] if levels else "none"
 
+    def _stop_machine(self, step: int | None = None) -> None:
+        """Look at the machine no longer; hand on what was timed up to ``step``."""
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            if step is not None:
+                recorder.flush(step)
+            recorder.detach()
+
     def _leave(self) -> None:
         """Let go of the run that is being watched."""
+        self._stop_machine()
+        self._wanted = set()
         journal, self._journal = self._journal, None
         self._engine, self._pending = None, []
         if journal is not None:
