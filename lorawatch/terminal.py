@@ -11,9 +11,12 @@ import time
 from collections.abc import Callable
 from typing import IO, Any, Literal, Protocol
 
+import msgspec
+
 from lorawatch.engine import Change
 from lorawatch.exporter import Watched, Watching
 from lorawatch.findings import Finding
+from lorawatch.machine_text import machine_words
 from lorawatch.render import adjustment_json, adjustment_text, finding_json, json_ready, number, printable
 
 Format = Literal["text", "jsonl"]
@@ -137,7 +140,7 @@ class PlainView:
             self._said[watched.path] = mark
             total = f" of {run.max_steps}" if run.max_steps else ""
             values = "".join(f", {name} {number(value)}" for name in _SHOWN if (value := run.last(name)) is not None)
-            self._print(f"{watched.name} step {run.step}{total}{values}")
+            self._print(f"{watched.name} step {run.step}{total}{values}{machine_words(run)}")
         if run.ended != (watched.path in self._ended):
             self._ended ^= {watched.path}
             self._print(f"{watched.name} {'ended' if run.ended else 'goes on'} at step {run.step}")
@@ -194,6 +197,8 @@ class JsonlView:
                     "progress", run=watched.name, path=watched.path, step=run.step, max_steps=run.max_steps,
                     epoch=run.epoch, time=run.time, rows=run.rows, ended=run.ended,
                     metrics={name: value for name in _SHOWN if (value := run.last(name)) is not None},
+                    gpu=None if run.gpu is None else msgspec.to_builtins(run.gpu),
+                    host=None if run.host is None else msgspec.to_builtins(run.host),
                 )  # fmt: skip
 
     def close(self, summary: str = "") -> None:

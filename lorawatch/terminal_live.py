@@ -19,6 +19,7 @@ from lorawatch.exporter import Watched, Watching
 from lorawatch.findings import Finding, Severity
 from lorawatch.terminal_advice import advice
 from lorawatch.terminal_history import RunHistory
+from lorawatch.terminal_machine import machine
 from lorawatch.terminal_text import (
     BOLD,
     DIM,
@@ -87,7 +88,10 @@ class LiveView:
         since = now - self._drawn_at
         state = (
             self._console.size, watching.waiting_for, len(watching.problems),
-            [(one.path, one.engine.run.rows, one.engine.run.ended, one.skipped_lines) for one in runs],
+            [
+                (one.path, one.engine.run.rows, one.engine.run.ended, one.engine.run.host, one.skipped_lines)
+                for one in runs
+            ],
         )  # fmt: skip
         due = _CLOCK_SECONDS if state == self._drawn else _REDRAW_SECONDS
         if not self._urgent and 0 <= since < due:
@@ -142,6 +146,10 @@ class LiveView:
         history.follow(run)
         top = panels.header(focus, self._address, width)
         top += [Line(), *panels.progress(run, history, width), Line(), panels.metrics(run, width)]
+        about = machine(run, width, most_cards=4 if height >= 30 else 1)
+        if height < 24:
+            about = about[:2]
+        top += [Line(), *about] if about and height >= 30 else about
         most_others = 4 if height >= 30 else 2
         bottom = panels.others(runs, focus, width, most_others) if len(runs) > 1 else []
         bottom += panels.abstained(focus.engine, width, most=1 if height < 30 else 2)
