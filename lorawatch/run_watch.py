@@ -8,14 +8,14 @@ again from its start: an engine is quick, and what it found then is what ``check
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lorawatch.engine import Change, Engine
 from lorawatch.findings import Finding, State
 from lorawatch.merge import Coverage, merged
-from lorawatch.records import FactUpdate, LifecycleEvent, MetricRow, Record
+from lorawatch.records import FactUpdate, LifecycleEvent, MetricRow, Reading, Record
 from lorawatch.registry import RuleSet
 from lorawatch.run import Run
 from lorawatch.source import SourceError
@@ -62,6 +62,7 @@ class RunWatch:
         self._unread = True  # the files are to be read from their start
         self._cut = False  # the beginning of the newest run stands in no file any more
         self._replacements = 0
+        self._observed: set[type] = set()  # types of records that came from looking, and stand in no file
         self.engines: list[Engine] = [self._new_engine()]
 
     @property
@@ -144,11 +145,25 @@ class RunWatch:
                 self._announce()
         return fresh
 
+    def observe(self, readings: Iterable[Reading]) -> None:
+        """Judge what was seen of the newest run from outside; it is kept when the files are read again."""
+        for reading in readings:
+            self._observed.add(type(reading))
+            self.engine.feed(reading)
+        self._announce()
+
+    @property
+    def observes_itself(self) -> bool:
+        """Whether the run tells of its machine itself: the callback looks at it from inside."""
+        return self.files.sources[0].format == "lorawatch"
+
     def inherit(self, other: RunWatch) -> None:
         """Take over what ``other``, which watched the same run before, kept and told the listeners."""
         self.listeners = list(other.listeners)
         self._told = dict(other._told)
         self._past = list(other._past)
+        self._observed = set(other._observed)
+        self.engines = list(other.engines)
 
     @property
     def _several(self) -> bool:
@@ -162,7 +177,7 @@ class RunWatch:
             source.resume(start)
         self._facts_changed()
         # Aside, so that nobody sees a half-read run, and what was found stays when a file cannot be read.
-        engines, coverage = [self._new_engine()], Coverage()
+        engines, coverage = [self._renewed(0)], Coverage()
         for record in merged(self.files.sources, finished=finished):
             self._feed(record, engines)
             if self._several:
@@ -178,9 +193,16 @@ class RunWatch:
             engine.feed(update)
         return engine
 
+    def _renewed(self, index: int) -> Engine:
+        """An engine to read the files' run ``index`` again, with what was seen of that run from outside."""
+        engine, place = self._new_engine(), len(self._past) + index
+        if self._observed and not self.observes_itself and place < len(self.engines):
+            engine.adopt(self.engines[place], self._observed)
+        return engine
+
     def _feed(self, record: Record, engines: list[Engine]) -> None:
         if isinstance(record, LifecycleEvent) and record.event == "started" and engines[-1].run.rows:
-            engines.append(self._new_engine())
+            engines.append(self._new_engine() if engines is self.engines else self._renewed(len(engines)))
         engines[-1].feed(record)
 
     def _poll_best(self, *, finished: bool = False) -> bool:

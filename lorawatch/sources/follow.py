@@ -69,6 +69,15 @@ def read_head(path: Path, size: int) -> bytes:
         os.close(descriptor)
 
 
+def read_tail(path: Path, size: int) -> bytes:
+    """Return up to ``size`` bytes from the end of a regular file; raises as :func:`open_regular` does."""
+    descriptor = open_regular(path)
+    try:
+        return _pread(path, descriptor, size, max(os.fstat(descriptor).st_size - size, 0))
+    finally:
+        os.close(descriptor)
+
+
 def _pread(path: Path, descriptor: int, size: int, offset: int) -> bytes:
     try:
         return read_at(descriptor, size, offset)
