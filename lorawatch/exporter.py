@@ -64,6 +64,11 @@ class Watching(Protocol):
         """Path to a one-line message, for what cannot be read."""
         ...
 
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """What cannot be seen of the machine, one line each, to the name of the run that it was first missed for."""
+        ...
+
 
 class MetricsCollector(Protocol):
     """What :func:`prometheus_client.generate_latest` needs of a registry."""

@@ -357,6 +357,12 @@ class Run:
         return median(self.step_seconds) if len(self.step_seconds) >= 5 else None
 
     @property
+    def seconds_left(self) -> float | None:
+        """Seconds that the steps that are left will take, stops not counted; None where that cannot be told."""
+        typical, total = self.typical_step_seconds, self.max_steps
+        return None if total is None or typical is None else max(total - self.step, 0) * typical
+
+    @property
     def peak_learning_rate(self) -> float | None:
         """The configured learning rate, or else the highest that was logged; None while that one still rises."""
         stated = self.number("learning_rate")

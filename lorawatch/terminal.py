@@ -118,6 +118,9 @@ class PlainView:
             if path not in self._problems:
                 self._problems.add(path)
                 self._print(f"cannot read: {message}")
+        for note in [note for note in watching.notes if note not in self._problems]:
+            self._problems.add(note)
+            self._print(f"note: {note}")
         if not watching.runs and watching.waiting_for != self._waiting:
             self._waiting = watching.waiting_for
             self._print(f"waiting for {self._waiting}")
@@ -155,7 +158,7 @@ class PlainView:
 
 
 class JsonlView:
-    """One JSON object a line: ``run``, ``progress``, ``finding``, ``waiting``, ``problem``, ``end``.
+    """One JSON object a line: ``run``, ``progress``, ``finding``, ``waiting``, ``problem``, ``note``, ``end``.
 
     Strict JSON in ASCII: numbers that are not finite are the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``.
     """
@@ -182,6 +185,9 @@ class JsonlView:
             if self._problems.get(path) != message:
                 self._problems[path] = message
                 self._say("problem", path=path, message=message)
+        for note in [note for note in watching.notes if note not in self._problems]:
+            self._problems[note] = note
+            self._say("note", run=watching.notes[note], message=note)
         if not watching.runs and watching.waiting_for != self._waiting:
             self._waiting = watching.waiting_for
             self._say("waiting", waiting_for=self._waiting)

@@ -220,6 +220,8 @@ def _footer(watching: Watching, focus: Watched, age: str, width: int) -> Line:
     if watching.problems:
         message = next(iter(watching.problems.values()))
         parts.append((f"   {clean(message, 200)}", SEVERITY_STYLES[Severity.WARNING]))
+    elif watching.notes:
+        parts.append((f"   {clean(list(watching.notes)[-1], 200)}", DIM))
     return spread(parts, [("Ctrl-C ends the watch", DIM)], width)
 
 

@@ -66,6 +66,9 @@ class FolderWatch:
         path: What to follow.
         rules: The rules to judge by.
         timed: Measure the time that each rule takes.
+
+    Attributes:
+        notes: What cannot be seen of the machine, one line each, to the run that it was first missed for.
     """
 
     def __init__(self, path: Path, rules: RuleSet, *, timed: bool = False) -> None:
@@ -74,6 +77,7 @@ class FolderWatch:
         self.listeners: list[Listener] = []
         self.waiting_for = f"{path} to hold a training log"
         self.problems: dict[str, str] = {}
+        self.notes: dict[str, str] = {}
         self._rules = rules
         self._timed = timed
         self._listing: object = None

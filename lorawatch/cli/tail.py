@@ -13,6 +13,7 @@ from types import FrameType
 from lorawatch.cli.errors import UsageError
 from lorawatch.cli.options import add_rule_options, settings_of
 from lorawatch.exporter import metrics_collector
+from lorawatch.machine_watch import MachineWatch
 from lorawatch.registry import RuleSet
 from lorawatch.render import watches_text
 from lorawatch.sources.notice import FileNotifier
@@ -51,6 +52,7 @@ def add_view_options(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="where to serve /metrics (default 127.0.0.1:10910; '' for nowhere)",
     )
+    parser.add_argument("--no-machine", action="store_true", help="do not look at GPU, host and processes")
     parser.add_argument("--no-color", action="store_true", help="no colour (NO_COLOR in the environment does the same)")
     parser.add_argument("--format", choices=("text", "jsonl"), default="text")
 
@@ -72,14 +74,19 @@ def run(options: argparse.Namespace) -> int:
         color=not options.no_color,
         metrics_address=f"{server.url}/metrics" if server else "",
     )
+    machine = MachineWatch(watch) if settings.machine and not options.no_machine else None
     notifier = FileNotifier(options.path)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         if server:
             server.start()
-        follow(watch, view, lambda: notifier.wait(LOOK_SECONDS))
+        if machine:
+            machine.start()
+        follow(watch, view, lambda: notifier.wait(LOOK_SECONDS), machine)
     finally:
         notifier.close()
+        if machine:
+            machine.stop()
         if server:
             server.stop()
     return 0
@@ -100,7 +107,7 @@ def serve(watch: FolderWatch, rules: RuleSet, listen: str) -> Server | None:
         raise UsageError(str(error)) from None
 
 
-def follow(watch: FolderWatch, view: View, wait: Callable[[], object]) -> None:
+def follow(watch: FolderWatch, view: View, wait: Callable[[], object], machine: MachineWatch | None = None) -> None:
     """Look, show and wait until every run has ended or Ctrl-C, then read once more and show the summary."""
     watch.listeners.append(view.heard)
     summary = ""
@@ -108,6 +115,8 @@ def follow(watch: FolderWatch, view: View, wait: Callable[[], object]) -> None:
         with contextlib.suppress(KeyboardInterrupt):  # the usual way to leave
             while True:
                 watch.poll()
+                if machine is not None:
+                    machine.poll()
                 view.update(watch)
                 if watch.ended:
                     break

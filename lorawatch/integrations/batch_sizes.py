@@ -72,18 +72,12 @@ class BatchSizes:
         queue = self._queue
         if not queue:
             return None, None, None
-        padded = largest = tokens = 0
-        known = True
-        for _ in range(min(self._accumulation, len(queue))):
-            size, counted = queue.popleft()
-            padded += size
-            if size > largest:
-                largest = size
-            if counted is None:
-                known = False
-            else:
-                tokens += counted
-        return tokens if known else None, padded, largest
+        if self._accumulation == 1:
+            padded, tokens = queue.popleft()
+            return tokens, padded, padded
+        taken = [queue.popleft() for _ in range(min(self._accumulation, len(queue)))]
+        sizes_, counts = zip(*taken, strict=True)
+        return None if None in counts else sum(counts), sum(sizes_), max(sizes_)
 
     def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
         for batch in batches:
@@ -109,16 +103,15 @@ def sizes(batch: Any, *, counted: bool = True) -> tuple[int, int | None] | None:
         batch: What the collator made.
         counted: Count the attention mask too; otherwise the tokens without padding are None.
     """
-    if not isinstance(batch, Mapping):
+    if type(batch) is not dict and not isinstance(batch, Mapping):
         return None
-    ids = batch.get("input_ids")
-    shape = getattr(ids, "shape", None)
-    if shape is None or len(shape) != 2:
+    ids: Any = batch.get("input_ids")
+    if getattr(ids, "ndim", 0) != 2:
         return None
-    padded = int(shape[0]) * int(shape[1])
+    padded = int(ids.numel())
     if not counted:
         return padded, None
-    mask = batch.get("attention_mask")
+    shape, mask = ids.shape, batch.get("attention_mask")
     if mask is None:
         # Without padding the sequences lie in one row, and positions tell them apart.
         return padded, padded if "position_ids" in batch and shape[0] == 1 else None

@@ -1,10 +1,11 @@
-"""Where the time of each training step goes, taken by two callbacks: one that stands first and one that stands last.
+"""Where the time of each training step goes, taken by a callback that stands first and one that stands last.
 
 Order of events in the Trainer (transformers 4.46 to 5.24, ``_inner_training_loop``): all micro-batches of a step are
 fetched, then ``on_step_begin``, the micro-steps, clipping, ``on_pre_optimizer_step``, the optimizer, ``on_step_end``,
 then logging, evaluation and saving, each with its event at its end. The wait for data is from the last of these to the
-next ``on_step_begin``. What other callbacks do between would count as wait, were it not for the two that stand at
-either end: the first takes the time before all others, the last after them.
+next ``on_step_begin``. What other callbacks do between would count as wait, were it not for the two at either end: the
+``LoraWatchCallback`` stands before all others, so that it also sees a row before another callback fails on it, and
+tells its :class:`StepRecorder`, which stands behind them.
 
 Times are of the host. On a GPU the passes run behind it, but the Trainer waits for them in each step, to look whether
 the loss is NaN (``logging_nan_inf_filter``) and to log: a step's time is honest, its split between passes and optimizer
@@ -26,22 +27,21 @@ from transformers import TrainerCallback
 from lorawatch.integrations.batch_sizes import BatchSizes
 from lorawatch.records import AllocatorReading, Step, StepTiming
 
-BATCH = 16
+BATCH = 32
 """Steps in one record, unless they take long."""
 LONGEST = 10.0
 """Seconds after which a record is made of fewer steps."""
 ALLOCATOR_SECONDS = 1.0
 """Least time between two looks at the allocator, which take 0.1 ms."""
 
-Taker = Callable[[StepTiming], None]
 
+class StepRecorder(TrainerCallback):
+    """Takes the times of the steps, and hands them on some steps at a time.
 
-class StepRecorder:
-    """Takes the times of the steps, and hands them on a few steps at a time.
-
-    Nothing here raises into the training loop: what fails is handed to ``fail`` once, and nothing is taken afterwards.
+    Its events never raise into the training loop: what fails is handed to ``fail`` once, and nothing is taken after it.
 
     Args:
+        owner: The callback that this one belongs to; it stands first, and tells when steps begin and end.
         take: Where the records go.
         sizes: The sizes of the batches.
         read_allocator: Reads torch's allocator.
@@ -52,7 +52,8 @@ class StepRecorder:
 
     def __init__(
         self,
-        take: Taker,
+        owner: TrainerCallback,
+        take: Callable[[StepTiming], None],
         sizes: BatchSizes,
         read_allocator: Callable[[], AllocatorReading | None] = lambda: None,
         fail: Callable[[Exception], None] = lambda _: None,
@@ -60,9 +61,9 @@ class StepRecorder:
         clock: Callable[[], float] = time.perf_counter,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.first = FirstRecorder(self)
-        self.last = LastRecorder(self)
+        self.step = 0
         self.phase = ""
+        self._owner = owner
         self._take = take
         self._sizes = sizes
         self._read_allocator = read_allocator
@@ -70,6 +71,7 @@ class StepRecorder:
         self._clock = clock
         self._wall = wall
         self._handler: Any = None
+        self._place = 0
         self._loop: tuple[int, CodeType] | None = None
         self._pending: list[Step] = []
         self._fresh = True  # the next wait is an epoch's first
@@ -80,22 +82,35 @@ class StepRecorder:
         self._wait: float | None = None
         self._logging = self._evaluation = self._saving = 0.0
         self._saves = 0
-        self.step = 0
 
     def attach(self) -> bool:
-        """Stand first and last among the trainer's callbacks; False where they cannot be found.
+        """Stand last among the trainer's callbacks, and let the owner stand first; False where that cannot be.
 
-        To be called from within an event of a callback: a callback is not told of its trainer, so that the handler of
+        To be called from within an event of the owner: a callback is not told of its trainer, so that the handler of
         the callbacks is found as the one that is calling it.
         """
         handler = _calling_handler()
         if handler is None:
             return False
+        others = [one for one in handler.callbacks if one is not self._owner]
+        if len(others) == len(handler.callbacks):
+            return False  # something else stands there in the owner's place
+        self._place = handler.callbacks.index(self._owner)
         # A new list: the one that is being walked at this moment stays as it is.
-        handler.callbacks = [self.first, *handler.callbacks, self.last]
+        handler.callbacks = [self._owner, *others, self]
         self._handler = handler
         self._loop = _loop_around(handler)
         return True
+
+    def detach(self) -> None:
+        """Leave the trainer's callbacks as they were."""
+        handler, self._handler = self._handler, None
+        if handler is not None:
+            others = [one for one in handler.callbacks if one is not self and one is not self._owner]
+            if self._owner in handler.callbacks:
+                others.insert(self._place, self._owner)
+            handler.callbacks = others
+        self._sizes.detach()
 
     def in_training(self) -> bool:
         """Whether the training loop still stands on its thread's stack; True where that cannot be told.
@@ -112,80 +127,79 @@ class StepRecorder:
             frame = frame.f_back
         return False
 
-    def detach(self) -> None:
-        """Leave the trainer's callbacks as they were."""
-        handler, self._handler = self._handler, None
-        if handler is not None:
-            handler.callbacks = [one for one in handler.callbacks if one is not self.first and one is not self.last]
-        self._sizes.detach()
-
     def idle(self) -> float:
         """Seconds since the trainer last gave a sign."""
         return self._clock() - self._sign
 
-    def flush(self, step: int) -> None:
-        """Hand on what was taken: training ends after ``step``."""
-        try:
-            if self._open:
-                self.step = step
-                self._put_down(self._boundary)
-            if self._pending:
-                self._hand_on(self._clock())
-        except Exception as error:
-            self._failed(error)
-
-    def begin_epoch(self, step: int) -> None:
-        """An epoch begins after ``step``: its first wait holds the start of the workers and one batch of look-ahead."""
-        now = self._clock()
-        if self._open:
-            self.step = step
-            self._put_down(self._boundary)
-        elif not self._pending:  # what was before training is no step's time
-            self._flushed = now
-        self._sizes.begin_epoch()
-        self._fresh = True
-        self._boundary = self._sign = now
-
-    def begin_step(self, step: int) -> None:
-        """All micro-batches are there; ``step`` is the number of steps done."""
+    def step_begins(self, step: int) -> None:
+        """All micro-batches of the next step are there; ``step`` steps are done. Raises nothing."""
         now = self._clock()
         wait = None if self._fresh else now - self._boundary
         self._fresh = False
         if self._open:
-            self.step = step
-            self._put_down(self._boundary)
-            if len(self._pending) >= BATCH or now - self._flushed >= LONGEST:
-                self._hand_on(now)
-                now = self._clock()
+            try:
+                self._put_down(step)
+                if len(self._pending) >= BATCH or now - self._flushed >= LONGEST:
+                    self._hand_on(now)
+                    now = self._clock()
+            except Exception as error:
+                self._failed(error)
         self._wait = wait
         self.phase = "training"
         self._begin = self._optimizer = self._sign = now
 
-    def end_work(self, control: Any) -> None:
-        """All callbacks are done with a step or an epoch; ``control`` says what the trainer does next."""
+    def optimizer_begins(self) -> None:
+        """The passes and the clipping are done."""
+        self._optimizer = self._clock()
+
+    def optimizer_ends(self) -> None:
+        """The optimizer's step is done."""
+        self._end = self._clock()
+        self._open = True
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """An epoch begins: its first wait holds the start of the workers and one batch of look-ahead."""
+        try:
+            now = self._clock()
+            if self._open:
+                self._put_down(state.global_step)
+            elif not self._pending:  # what was before training is no step's time
+                self._flushed = now
+            self._sizes.begin_epoch()
+            self._fresh = True
+            self._boundary = self._sign = now
+        except Exception as error:
+            self._failed(error)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """All callbacks are done with a step; ``control`` says what the trainer does next."""
         self._boundary = self._sign = self._clock()
         if control.should_evaluate:
             self.phase = "evaluation"
         elif control.should_save:
             self.phase = "saving"
 
-    def end_logging(self, logs: Mapping[str, Any]) -> None:
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Evaluation and saving may follow, once an epoch."""
+        self.on_step_end(args, state, control)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         """A row was logged: by training, or by an evaluation, which logs before it says that it is over."""
         now = self._clock()
-        if self.phase == "evaluation" and "loss" not in logs:
+        if self.phase == "evaluation" and "loss" not in (logs or {}):
             self._evaluation += now - self._boundary
         else:
             self._logging += now - self._boundary
         self._boundary = self._sign = now
 
-    def end_evaluation(self, control: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An evaluation is over."""
         now = self._clock()
         self._evaluation += now - self._boundary
         self._boundary = self._sign = now
         self.phase = "saving" if control.should_save else "training"
 
-    def end_saving(self) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A checkpoint is written."""
         now = self._clock()
         self._saving += now - self._boundary
@@ -193,18 +207,29 @@ class StepRecorder:
         self._boundary = self._sign = now
         self.phase = "training"
 
-    def _put_down(self, boundary: float) -> None:
-        tokens, padded, largest = self._sizes.take()
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A batch of an evaluation is done: a sign of life."""
+        self._sign = self._clock()
+
+    def training_ends(self, step: int) -> None:
+        """Training is over after ``step``: hand on what was taken."""
+        if self._open:
+            self._put_down(step)
+        if self._pending:
+            self._hand_on(self._clock())
+
+    def _put_down(self, step: int) -> None:
         self._open = False
+        self.step = step
+        wait, end = self._wait, self._end
+        # In whole microseconds, by the cheapest way: the digits behind are noise, and take space in the file.
         self._pending.append(
             Step(
-                None if self._wait is None else round(self._wait, 6),
-                round(self._optimizer - self._begin, 6),
-                round(self._end - self._optimizer, 6),
-                round(boundary - self._end, 6),
-                tokens,
-                padded,
-                largest,
+                None if wait is None else int(wait * 1e6) / 1e6,
+                int((self._optimizer - self._begin) * 1e6) / 1e6,
+                int((end - self._optimizer) * 1e6) / 1e6,
+                int((self._boundary - end) * 1e6) / 1e6,
+                *self._sizes.take(),
             )
         )
 
@@ -227,72 +252,6 @@ class StepRecorder:
     def _failed(self, error: Exception) -> None:
         self.detach()
         self._fail(error)
-
-
-class FirstRecorder(TrainerCallback):
-    """Stands before all other callbacks."""
-
-    def __init__(self, recorder: StepRecorder) -> None:
-        self._recorder = recorder
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The data is there."""
-        recorder = self._recorder
-        try:
-            recorder.begin_step(state.global_step)
-        except Exception as error:
-            recorder._failed(error)
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The passes and the clipping are done."""
-        recorder = self._recorder
-        recorder._optimizer = recorder._clock()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The optimizer's step is done."""
-        recorder = self._recorder
-        recorder._end = recorder._clock()
-        recorder._open = True
-
-
-class LastRecorder(TrainerCallback):
-    """Stands behind all other callbacks."""
-
-    def __init__(self, recorder: StepRecorder) -> None:
-        self._recorder = recorder
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The next wait is an epoch's first."""
-        recorder = self._recorder
-        try:
-            recorder.begin_epoch(state.global_step)
-        except Exception as error:
-            recorder._failed(error)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """All other callbacks are done with the step."""
-        self._recorder.end_work(control)
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Evaluation and saving may follow, once an epoch."""
-        self._recorder.end_work(control)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        """Logging is done."""
-        self._recorder.end_logging(logs or {})
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Evaluation is done."""
-        self._recorder.end_evaluation(control)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The checkpoint is written."""
-        self._recorder.end_saving()
-
-    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A batch was evaluated: a sign of life."""
-        recorder = self._recorder
-        recorder._sign = recorder._clock()
 
 
 def _callers() -> Iterator[FrameType]:

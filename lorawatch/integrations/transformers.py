@@ -25,6 +25,7 @@ from lorawatch.findings import Finding, Severity
 from lorawatch.integrations.allocator import allocator_reader
 from lorawatch.integrations.batch_sizes import BatchSizes
 from lorawatch.integrations.journal import Journal
+from lorawatch.integrations.machine_thread import MachineThread
 from lorawatch.integrations.trainer_facts import collect
 from lorawatch.integrations.trainer_rows import is_summary, row_of, rows_of
 from lorawatch.merge import everything
@@ -34,6 +35,7 @@ from lorawatch.render import engine_text, printable, run_heading
 from lorawatch.run import Run
 from lorawatch.settings import Settings, load_settings, nearest
 from lorawatch.source import SourceError
+from lorawatch.sources.host import Progress
 from lorawatch.sources.lorawatch_jsonl import LorawatchSource
 
 try:
@@ -111,6 +113,7 @@ class LoraWatchCallback(TrainerCallback):
         self._engine: Engine | None = None
         self._journal: Journal | None = None
         self._recorder: StepRecorder | None = None
+        self._machine: MachineThread | None = None
         self._lock = threading.RLock()  # rows, timings and readings come from two threads, and are judged in one order
         self._wanted: set[str] = set()
         self._speaks = False
@@ -148,8 +151,24 @@ class LoraWatchCallback(TrainerCallback):
         if self._speaks and self.settings.machine:
             self._watch_machine(args, kwargs.get("train_dataloader"))
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the time: the data is there."""
+        if self._recorder is not None:
+            self._recorder.step_begins(state.global_step)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the time: the passes are done."""
+        if self._recorder is not None:
+            self._recorder.optimizer_begins()
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Act on what was found between rows."""
+        """Take the time: the step is done. Act on what was found between rows."""
+        if self._recorder is not None:
+            self._recorder.optimizer_ends()
         if self._wanted:
             self._act(control)
 
@@ -229,10 +248,26 @@ class LoraWatchCallback(TrainerCallback):
 
     def _watch_machine(self, args: TrainingArguments, train_dataloader: Any) -> None:
         sizes = BatchSizes(args.gradient_accumulation_steps)
-        recorder = StepRecorder(self._take, sizes, allocator_reader(), self._step_aside)
+        recorder = StepRecorder(self, self._take, sizes, allocator_reader(), self._step_aside)
         if recorder.attach():
             sizes.attach(train_dataloader)
             self._recorder = recorder
+        self._machine = MachineThread(
+            Path(args.output_dir or "."), lambda readings: self._take(*readings), self._progress, self._note,
+            self._step_aside,
+        )  # fmt: skip
+        self._machine.start()
+
+    def _progress(self) -> Progress | None:
+        """How far training is, for the thread of the machine; None when it was left without an end."""
+        recorder = self._recorder
+        if recorder is None:
+            return Progress()
+        return Progress(recorder.idle(), recorder.phase, recorder.step) if recorder.in_training() else None
+
+    def _note(self, problem: str) -> None:
+        if self._speaks and not self.quiet:
+            say(f"lorawatch: {printable(problem)}")
 
     def _write(self, records: Iterable[Record]) -> None:
         if self._journal is None:
@@ -305,10 +340,13 @@ class LoraWatchCallback(TrainerCallback):
 
     def _stop_machine(self, step: int | None = None) -> None:
         """Look at the machine no longer; hand on what was timed up to ``step``."""
+        machine, self._machine = self._machine, None
+        if machine is not None:
+            machine.stop()
         recorder, self._recorder = self._recorder, None
         if recorder is not None:
             if step is not None:
-                recorder.flush(step)
+                recorder.training_ends(step)
             recorder.detach()
 
     def _leave(self) -> None:

@@ -60,6 +60,17 @@ class Arrivals:
         return None if self._sign is None else max(now - self._sign, 0.0)
 
 
+def age_of(files: Sequence[Path], now: float) -> float:
+    """Seconds since one of the files was written; infinite where none is there. Costs a look at each."""
+    newest = float("-inf")
+    for file in files:
+        try:
+            newest = max(newest, file.stat().st_mtime)
+        except OSError:
+            continue
+    return now - newest
+
+
 def _bar_step(file: Path, run: Run) -> int | None:
     """The step that the last progress bar of a console log shows; None where it has none of the training's."""
     if file.suffix in {".json", ".jsonl"} or "tfevents" in file.name or run.max_steps is None:

@@ -135,6 +135,7 @@ class SyntheticWatch:
     runs: list[SyntheticRun] = field(default_factory=list)
     waiting_for: str = "/runs to hold a training log"
     problems: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -1,0 +1,53 @@
+"""What rules that look at a card share: its name, which of torch's devices it is, and whose memory is whose."""
+
+from __future__ import annotations
+
+from lorawatch.records import AllocatorReading, Card, GpuProcess, GpuReading
+
+GIB = 2**30
+MIB = 2**20
+MOST_CARDS = 64
+"""Cards of a run that a rule keeps state for: more than any machine holds."""
+
+
+def label(card: Card) -> str:
+    """``GPU 1 (NVIDIA L4)``."""
+    kind = "MIG instance of GPU" if card.mig else "GPU"
+    return f"{kind} {card.index} ({card.name})" if card.name else f"{kind} {card.index}"
+
+
+def size(count: float) -> str:
+    """Bytes for a person: ``31.2 GiB``, ``640 MiB``."""
+    if abs(count) >= GIB:
+        return f"{count / GIB:.1f} GiB"
+    return f"{count / MIB:.0f} MiB" if abs(count) >= MIB else f"{count / 1024:.0f} KiB"
+
+
+def card_of(allocator: AllocatorReading | None, reading: GpuReading | None) -> Card | None:
+    """The card that torch's allocator spoke of: the one of that UUID, or the only one there is; else None."""
+    if allocator is None or reading is None:
+        return None
+    if allocator.uuid:
+        return next((card for card in reading.cards if card.uuid == allocator.uuid), None)
+    return reading.cards[0] if len(reading.cards) == 1 else None
+
+
+def foreign(card: Card) -> tuple[int, GpuProcess | None]:
+    """Bytes that processes known to be of another run hold, and the largest of these processes."""
+    others = [process for process in card.processes if process.own is False and (process.memory or 0) > 0]
+    largest = max(others, key=lambda process: process.memory or 0, default=None)
+    return sum(process.memory or 0 for process in others), largest
+
+
+def unused_cache(allocator: AllocatorReading) -> int:
+    """Bytes that torch holds beyond the most it ever had in tensors at once: they could be given back."""
+    return max(allocator.reserved - allocator.peak_allocated, 0)
+
+
+def outside_torch(card: Card, allocator: AllocatorReading) -> int:
+    """Bytes in use that are not torch's: the CUDA context, NCCL, the driver, and other processes.
+
+    ``memory_used`` is the most at any look, so that what torch held at most is taken away from it, not what it held
+    at the end of the step: between the two, ``empty_cache`` may have given gigabytes back.
+    """
+    return max((card.memory_used or 0) - allocator.peak_reserved, foreign(card)[0], 0)

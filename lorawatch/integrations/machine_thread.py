@@ -1,0 +1,96 @@
+"""The thread that looks at the machine from inside the training process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from lorawatch.records import Reading
+from lorawatch.sources.gpus import GpuSampler
+from lorawatch.sources.host import HostSampler, Progress
+from lorawatch.sources.processes import this_process
+from lorawatch.sources.run_machine import RunMachine
+
+INTERVAL = 1.0
+"""Seconds between two looks."""
+
+
+class MachineThread:
+    """Looks at host and cards once a second until it is stopped, and hands on what it sees.
+
+    The cards are asked in yet another thread: a driver that hangs keeps neither training nor this one from going on.
+    Both threads end with the process.
+
+    Args:
+        folder: The run's folder.
+        take: Where readings go.
+        progress: How far training is; None when it was left, which ends the looking.
+        say: Tells a person, in one line, what cannot be read.
+        fail: What to do when something here fails.
+        gpus: Looks at the cards; made where it is not given.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        take: Callable[[list[Reading]], None],
+        progress: Callable[[], Progress | None],
+        say: Callable[[str], None],
+        fail: Callable[[Exception], None],
+        *,
+        gpus: GpuSampler | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._folder = folder
+        self._take = take
+        self._progress = progress
+        self._say = say
+        self._fail = fail
+        self._gpus = gpus or GpuSampler()
+        self._wall = wall
+        self._machine: RunMachine | None = None
+        self._said: set[str] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="lorawatch-machine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._gpus.start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no longer; waits for a look that is under way, for a second at most. Any thread may call it."""
+        self._stop.set()
+        if self._thread is not threading.current_thread() and self._thread.ident is not None:
+            self._thread.join(timeout=1.0)
+        self._gpus.stop()
+
+    def tick(self) -> bool:
+        """Look once, and hand on what is due. False when training was left."""
+        progress = self._progress()
+        if progress is None:
+            return False
+        if self._machine is None:
+            trainer = this_process()
+            view = self._gpus.view(trainer.visible_devices, order=trainer.device_order)
+            self._machine = RunMachine(HostSampler(self._folder, trainer), view)
+        readings = self._machine.tick(self._wall(), progress)
+        if readings and not self._stop.is_set():
+            self._take(readings)
+        for problem in self._machine.problems:
+            if problem not in self._said:
+                self._said.add(problem)
+                self._say(problem)
+        return True
+
+    def _work(self) -> None:
+        try:
+            while not self._stop.wait(INTERVAL):
+                if not self.tick():
+                    self._gpus.stop()
+                    return
+        except Exception as error:
+            if not self._stop.is_set():
+                self._fail(error)
