@@ -155,20 +155,23 @@ class LoraWatchCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take the time: the data is there."""
-        if self._recorder is not None:
-            self._recorder.step_begins(state.global_step)
+        recorder = self._recorder  # the thread of the machine may step aside at any moment
+        if recorder is not None:
+            recorder.step_begins(state.global_step)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take the time: the passes are done."""
-        if self._recorder is not None:
-            self._recorder.optimizer_begins()
+        recorder = self._recorder  # the thread of the machine may step aside at any moment
+        if recorder is not None:
+            recorder.optimizer_begins()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Take the time: the step is done. Act on what was found between rows."""
-        if self._recorder is not None:
-            self._recorder.optimizer_ends()
+        recorder = self._recorder  # the thread of the machine may step aside at any moment
+        if recorder is not None:
+            recorder.optimizer_ends()
         if self._wanted:
             self._act(control)
 
@@ -352,9 +355,9 @@ class LoraWatchCallback(TrainerCallback):
     def _leave(self) -> None:
         """Let go of the run that is being watched."""
         self._stop_machine()
-        self._wanted = set()
-        journal, self._journal = self._journal, None
-        self._engine, self._pending = None, []
+        with self._lock:
+            journal, self._journal = self._journal, None
+            self._engine, self._pending, self._wanted = None, [], set()
         if journal is not None:
             journal.close()
 

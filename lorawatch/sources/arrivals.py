@@ -21,6 +21,7 @@ class Arrivals:
 
     def __init__(self) -> None:
         self._mark: tuple[int, float] | None = None
+        self._step = self._row_step = 0
         self._stamps: dict[Path, tuple[float, int]] = {}
         self._sign: float | None = None
 
@@ -32,7 +33,10 @@ class Arrivals:
             files: The files that it writes.
             now: Unix time in seconds.
         """
-        step = run.step
+        if run.step < self._row_step:  # another run in the same files, or a resume
+            self._step, self._mark = run.step, None
+        self._row_step = run.step
+        step = max(self._step, run.step)
         for file in files:
             try:
                 status = file.stat()
@@ -45,10 +49,9 @@ class Arrivals:
             # A clock that runs ahead, as on a file server, must not make it younger than now.
             self._sign = max(self._sign or 0.0, min(status.st_mtime, now))
             step = max(step, _bar_step(file, run) or 0)
-        mark = self._mark
-        if mark is None or step < mark[0]:
-            if run.rows or step:
-                self._mark = (step, now)
+        self._step, mark = step, self._mark
+        if mark is None:
+            self._mark = (step, now)
             return None
         if step == mark[0] or now - mark[1] < SPAN_SECONDS:
             return None

@@ -12,6 +12,8 @@ from lorawatch.sources.host import HostSampler, Progress
 
 READING_SECONDS = 10.0
 """Seconds between two readings: what is judged is also written down, and a reading of eight cards takes 3 KiB."""
+FIRST_SECONDS = 2.0
+"""Seconds from the first reading, which has no rates yet, to the second; from then on each pause is twice as long."""
 
 
 class RunMachine:
@@ -27,6 +29,7 @@ class RunMachine:
         self.host = host
         self.gpus = gpus
         self._seconds = seconds
+        self._pause = min(FIRST_SECONDS, seconds)
         self._told_at: float | None = None
         self._ours: set[str] = set()
         self._note = ""
@@ -44,9 +47,11 @@ class RunMachine:
             now: Unix time in seconds.
             progress: How far the run is.
         """
-        if self._told_at is not None and 0 <= now - self._told_at < self._seconds:
+        if self._told_at is not None and 0 <= now - self._told_at < self._pause:
             self.host.look()
             return []
+        if self._told_at is not None:
+            self._pause = min(2.0 * self._pause, self._seconds)
         self._told_at = now
         found: list[Reading] = []
         host = self.host.reading(now, progress)

@@ -116,8 +116,9 @@ def test_the_share_of_the_wait_is_the_true_one(tmp_path: Path, accumulation: int
 
 
 def test_a_stalled_run_is_told_and_its_control_is_not(tmp_path: Path) -> None:
-    _, stalled = run(tmp_path / "stalled", Slow(480, 0.012), max_steps=60, per_device_train_batch_size=2)
-    _, control = run(tmp_path / "control", Slow(480, 0.0), max_steps=60, per_device_train_batch_size=2)
+    # Long enough for two looks at the machine, which the rule waits for before it names a cause.
+    _, stalled = run(tmp_path / "stalled", Slow(480, 0.025), max_steps=100, per_device_train_batch_size=2)
+    _, control = run(tmp_path / "control", Slow(480, 0.0), max_steps=100, per_device_train_batch_size=2)
     assert stalled.engine is not None
     assert control.engine is not None
     assert [finding.rule for finding in stalled.engine.findings] == ["perf/data-wait"]
