@@ -83,7 +83,7 @@ class Loaders:
         count = round(len(workers) / len(seen)) if seen else None
         return Load(
             seconds=sum(reading.seconds for reading in readings),
-            cpus=last.cpus,
+            cpus=last.cpus if last.cpus is not None and 0.0 < last.cpus < math.inf else None,
             cpu=_mean([reading.cpu for reading in readings]),
             ranks=max(sum(one.role != "worker" for one in last.processes), 1),
             workers=count,

@@ -25,7 +25,7 @@ def less_memory(run: Run, tokens: float | None = None) -> list[Adjustment]:
     dynamic = step_memory(run.allocator)
     found = [
         *vllm_share(run),
-        expandable_segments(run, "gives back what torch holds in pieces that fit nothing; costs nothing"),
+        expandable_segments(run, "gives back what torch holds in pieces that fit nothing; costs next to nothing"),
         liger(run, tokens),
         checkpointing(run, tokens, dynamic),
         *smaller_micro_batch(run, dynamic),
@@ -85,7 +85,7 @@ def empty_cache(run: Run, why: str, *, steps: int = 50) -> Adjustment | None:
 
 def vllm_share(run: Run) -> list[Adjustment]:
     """For a run that generates with vLLM: its share of the card is set by hand, and large on purpose."""
-    if run.kind not in REINFORCEMENT or run.fact("use_vllm") is False:
+    if run.kind not in REINFORCEMENT or run.fact("use_vllm") is False or run.fact("vllm_mode") == "server":
         return []
     why = "a vLLM engine in the trainer's process (vllm_mode=colocate) takes this share of the card and keeps it"
     return [

@@ -1,14 +1,31 @@
-"""No rule raises, whatever the log holds: NaN, infinities, huge and negative numbers, missing and strange facts."""
+"""No rule raises, whatever log and machine say: NaN, infinities, huge and negative numbers, strange facts."""
 
 from __future__ import annotations
 
 import math
 import random
+import typing
+from functools import cache
+from typing import Any, cast
 
+import msgspec
 import pytest
 
 from lorawatch.engine import Engine
-from lorawatch.records import FactUpdate, LifecycleEvent, MetricRow, Record
+from lorawatch.records import (
+    AllocatorReading,
+    Card,
+    FactUpdate,
+    GpuProcess,
+    GpuReading,
+    HostReading,
+    LifecycleEvent,
+    MetricRow,
+    ProcessReading,
+    Record,
+    Step,
+    StepTiming,
+)
 from lorawatch.registry import builtin_classes
 from lorawatch.run import Run
 
@@ -47,3 +64,103 @@ def test_no_rule_raises(seed: int) -> None:
     for record in hostile_records(seed):
         engine.feed(record)
     assert engine.rule_errors == {}
+
+
+COUNTS = [0, 1, 2, 8, 79, 4096, 2**30, 40 * 2**30, 80 * 2**30, 2**63 - 1, -1, -(2**63)]
+NUMBERS = [*VALUES, 0.3, 0.6, 0.98, 30.0, 90.0]
+TEXTS = ["", "python", "sw_thermal", "hw_thermal", "training", "evaluation", "/", "\x1b[31m", "x" * 500]
+PLAIN: dict[Any, list[Any]] = {int: COUNTS, float: NUMBERS, bool: [True, False], str: TEXTS}
+PARTS = (Card, GpuProcess, ProcessReading, Step, AllocatorReading)
+READING_FACTS = [
+    *FACTS, "per_device_train_batch_size", "trainable_parameters", "total_parameters", "hidden_size",
+    "num_hidden_layers", "optim", "packing", "num_generations", "save_steps", "save_total_limit", "trainer_class",
+    "dataloader_num_workers", "world_size", "trl_version", "torch_version",
+]  # fmt: skip
+
+
+def absurd(kind: Any, rng: random.Random) -> Any:
+    """Some value of a type, such as no machine would give."""
+    if kind in PLAIN:
+        return rng.choice(PLAIN[kind])
+    if kind in PARTS:
+        return absurd_record(kind, rng)
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is list:
+        return [absurd(inner[0], rng) for _ in range(rng.choice([0, 1, 1, 3]))]
+    if origin is dict:
+        return {absurd(inner[0], rng): absurd(inner[1], rng) for _ in range(rng.choice([0, 1, 3]))}
+    if origin is typing.Literal:
+        return rng.choice(inner)
+    choices = [one for one in inner if one is not type(None)]  # what is left is a union with None
+    return None if rng.random() < 0.15 else absurd(choices[0], rng)
+
+
+@cache
+def fields(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def absurd_record(kind: Any, rng: random.Random) -> Any:
+    return kind(**{name: absurd(hint, rng) for name, hint in fields(kind).items()})
+
+
+def plausible(reading: Any, index: int, rng: random.Random) -> Any:
+    """The reading with times, steps and names that go together, so that windows fill."""
+    if isinstance(reading, GpuReading):
+        cards = [
+            msgspec.structs.replace(card, index=number, uuid=f"GPU-{number}", utilization=0.9, lost=False, samples=9)
+            for number, card in enumerate(reading.cards)
+        ]
+        return GpuReading(10.0 * index, cards, 10.0)
+    if isinstance(reading, StepTiming):
+        steps = [
+            absurd_record(Step, rng) if rng.random() < 0.1 else Step(0.1, 0.5, 0.1, 0.0, 900, 1000, 900 + 10 * index)
+            for _ in range(10)
+        ]
+        allocator = AllocatorReading(
+            20 * 2**30 + index * 2**27, 30 * 2**30 + index * 2**27, 40 * 2**30, 42 * 2**30, index // 9, 0, 0, "GPU-0"
+        )
+        return msgspec.structs.replace(
+            reading, step=10 * index, span=10, steps=steps, time=10.0 * index, evaluation=0.0,
+            allocator=allocator if rng.random() < 0.9 else absurd(AllocatorReading, rng),
+        )  # fmt: skip
+    return msgspec.structs.replace(reading, time=10.0 * index, seconds=10.0)
+
+
+def hostile_readings(seed: int) -> list[Record]:
+    rng = random.Random(seed)  # noqa: S311
+    wild = rng.random() < 0.5  # the other half has times, steps and cards that go together
+    records: list[Record] = []
+    for index in range(80):
+        if rng.random() < 0.05:
+            value = rng.choice([0, 1, True, False, None, "x", "2.9.1", 2.5, 1e300, 100, -3, 10**30, 4096])
+            records.append(FactUpdate({rng.choice(READING_FACTS): value}, "test"))
+        if rng.random() < 0.02:
+            event = rng.choice(["started", "resumed", "evaluated", "saved"])
+            records.append(LifecycleEvent(cast("Any", event), rng.choice([None, index]), rng.choice([None, *NUMBERS])))
+        if rng.random() < 0.3:
+            records.append(MetricRow(index, {"loss": rng.random()}, time=10.0 * index))
+        for kind in (StepTiming, GpuReading, HostReading):
+            reading = absurd_record(kind, rng)
+            records.append(reading if wild and rng.random() < 0.5 else plausible(reading, index, rng))
+    return records
+
+
+@cache
+def after_hostile_readings(seed: int) -> Engine:
+    engine = Engine(Run("hostile"), [rule() for rule in builtin_classes()])
+    for record in hostile_readings(seed):
+        engine.feed(record)
+    engine.abstained()
+    engine.renew_advice()
+    return engine
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_no_rule_raises_for_a_reading(seed: int) -> None:
+    assert after_hostile_readings(seed).rule_errors == {}
+
+
+def test_hostile_readings_do_reach_the_rules() -> None:
+    opened = {finding.rule for seed in range(100) for finding in after_hostile_readings(seed).findings}
+    assert opened >= {"mem/headroom", "mem/leak", "mem/fragmentation", "mem/oom-forecast", "hw/errors", "hw/pcie"}

@@ -1,0 +1,218 @@
+"""The rule perf/stall."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lorawatch.findings import Adjustment, Breach, Severity
+from lorawatch.records import GpuReading, HostReading, MetricRow, StepTiming
+from lorawatch.remedies import look
+from lorawatch.rule import Rule, param, state
+from lorawatch.run import Run
+
+GONE = 30.0
+"""Seconds for which a trainer must be gone: its last words may be read after it."""
+
+
+@dataclass(slots=True)
+class PerfStall(Rule):
+    """The run has stopped: no sign of progress for long, or its process is gone before it said that it ended.
+
+    ## Why it matters
+    A run that hangs holds its cards and does nothing, for hours, until somebody looks. Nothing in the log says so: it
+    just ends.
+
+    ## How it decides
+    The last sign of the trainer (a step, a row, a bar, a save) is longer ago than `max(10 typical steps, 300 s)`.
+
+    - During an evaluation or a save, or where the GPU is at work (20 % utilisation or more, with 40 % or more of its
+      power limit, where that is told), or where it is not known what the trainer does and no GPU shows that it does
+      nothing, 1800 s stand in place of 300 s.
+    - From outside, where signs may be far apart, at least three times the longest silence that ended so far.
+    - Before the first step, 1200 s: loading a model, tokenising a data set take long. Not where the GPU is at work.
+    - Or the trainer's process has been gone for 30 s, and the run did not end. Where its length is not known it may
+      have ended without a word: a warning then.
+
+    ## What to change
+    See where it stands (`py-spy dump`), on each rank: a rank that waits in a collective waits for one that does
+    something else. Then what fits: workers that are stuck, a collective, storage that does not answer.
+
+    ## Known false alarms
+    A silent stop of more than 5 minutes in a script of one's own, between two phases of training.
+
+    ## Sources
+    SageMaker's profiler allows 20 minutes for the start. 10 steps, 300 and 1800 s are choices. A card that waits in a
+    collective shows 100 % utilisation at little power: NCCL's kernel spins.
+    """
+
+    id: ClassVar[str] = "perf/stall"
+    title: ClassVar[str] = "The run has stopped"
+    severity: ClassVar[Severity] = Severity.CRITICAL
+    judges: ClassVar[tuple[type[MetricRow | StepTiming | GpuReading | HostReading], ...]] = (HostReading,)
+    suppresses: ClassVar[tuple[str, ...]] = ("perf/low-gpu",)
+
+    steps: float = param(10.0, unit="typical steps", help="Silence that may pass.")
+    seconds: float = param(300.0, unit="seconds", help="Silence that may pass at least.")
+    busy_seconds: float = param(
+        1800.0, unit="seconds", help="Silence that may pass while it evaluates, saves or works."
+    )
+    start_seconds: float = param(1200.0, unit="seconds", help="Silence that may pass before the first step.")
+    longest: float = state(float)
+    idle: float = state(float)
+    gone_since: float | None = state(lambda: None)
+    available: float | None = state(lambda: None)
+
+    def missing(self, run: Run) -> tuple[str, ...]:
+        """A sign of the trainer, or its process."""
+        host = run.host
+        if host is None or host.idle is not None or host.alive is not None:
+            return ()
+        return ("the time of the last progress, or the trainer's process",)
+
+    def judge(self, reading: HostReading, run: Run) -> Breach | None:
+        """Compare the silence with what may pass; look whether the process is there."""
+        if reading.alive is False:
+            return self._gone(reading, run)
+        self.gone_since = None
+        if reading.memory_available is not None and reading.memory_total:
+            self.available = reading.memory_available / reading.memory_total
+        idle = reading.idle
+        if idle is None:
+            return None
+        if idle < self.idle:  # the silence before has ended
+            self.longest = max(self.longest, self.idle)
+        self.idle = idle if run.training else 0.0
+        if idle <= self.seconds:
+            return None
+        limit = self._limit(reading, run)
+        if not idle > limit:
+            return None
+        self.idle = 0.0  # a silence that was too long teaches nothing
+        return self._silent(reading, idle, limit, run)
+
+    def advise(self, breach: Breach, run: Run) -> list[Adjustment]:
+        """Where it stands; then what fits what is seen."""
+        resume = look(
+            "stop it, and resume from the last checkpoint: trainer.train(resume_from_checkpoint=True)",
+            "a process that is gone or stuck does not go on by itself",
+        )
+        if breach.evidence["case"] == "gone":
+            look_for = "look at the end of its output, and at dmesg -T for the kernel's out-of-memory killer"
+            return [look(look_for, _of_memory(breach), confidence="high"), resume]
+        pid = breach.evidence["pid"]
+        advice = [
+            look(
+                f"py-spy dump --pid {pid or 'PID'} (as the same user or root)"
+                + (", and likewise each other rank" if (run.number("world_size") or 1.0) > 1 else ""),
+                "it prints the line at which each thread stands, without stopping it", confidence="high",
+            )
+        ]  # fmt: skip
+        if breach.evidence["waiting_for_disk"]:
+            advice.append(
+                look("look at the storage: df and ls of the data's folder, dmesg -T, the file server",
+                     "the trainer is in uninterruptible sleep, as when a network file system does not answer")
+            )  # fmt: skip
+        if (run.number("world_size") or 1.0) > 1:
+            advice.append(
+                look(
+                    "run with NCCL_DEBUG=INFO and TORCH_NCCL_DUMP_ON_TIMEOUT=1, and a shorter ddp_timeout than its "
+                    "1800 s", "a hanging collective then ends with an error that names it and the rank that is missing",
+                )
+            )  # fmt: skip
+        workers = run.number("dataloader_num_workers")
+        if workers is None or workers > 0:
+            advice.append(
+                Adjustment(
+                    "dataloader_num_workers", current=workers and int(workers), proposed=0, apply="resume",
+                    direction="down", confidence="low",
+                    why="to see whether the workers are stuck: with 0 the trainer loads the data itself",
+                    cost="slower, for the test only",
+                )
+            )  # fmt: skip
+        return [*advice, resume]
+
+    def _limit(self, reading: HostReading, run: Run) -> float:
+        gpu = _gpu(run)
+        if not run.training:  # a card at work trains without a word, or evaluates first
+            return math.inf if gpu == "works" else self.start_seconds
+        stopped = gpu in ("idle", "spins") or (reading.phase == "training" and gpu != "works")
+        floor = self.seconds if stopped and reading.phase not in ("evaluation", "saving") else self.busy_seconds
+        limit = max(floor, self.steps * (run.typical_step_seconds or 0.0))
+        inside = run.timing is not None and run.timing.steps
+        return limit if inside else max(limit, 3.0 * self.longest)
+
+    def _silent(self, reading: HostReading, idle: float, limit: float, run: Run) -> Breach:
+        trainer = next((one for one in reading.processes if one.role == "trainer"), None)
+        gpu = _gpu(run)
+        state_of_gpu = {"idle": "; the GPU does nothing", "works": "; the GPU is at work",
+                        "spins": "; the GPU shows 100 % at little power, as when it waits in a collective"}  # fmt: skip
+        if run.training:
+            place = f"at {_step(reading, run)}" + (f", during {reading.phase}" if reading.phase else "")
+            summary = f"no sign of progress for {_minutes(idle)} {place}"
+        else:
+            summary = f"no step for {_minutes(idle)} since the last sign of the trainer: it has not begun to train"
+        blocked = trainer is not None and trainer.waiting_for_disk >= 0.5
+        if blocked:
+            summary += "; the trainer is in uninterruptible sleep, which is storage as a rule"
+        return Breach(
+            summary + state_of_gpu.get(gpu, ""),
+            {"case": "silent", "idle_seconds": idle, "limit_seconds": limit, "phase": reading.phase or None,
+             "typical_step_seconds": run.typical_step_seconds, "gpu": gpu or None,
+             "pid": None if trainer is None else trainer.pid, "waiting_for_disk": blocked},
+        )  # fmt: skip
+
+    def _gone(self, reading: HostReading, run: Run) -> Breach | None:
+        self.gone_since = since = reading.time if self.gone_since is None else self.gone_since
+        step = run.step if reading.step is None else max(reading.step, run.step)
+        if reading.time - since < GONE or (run.max_steps is not None and step >= run.max_steps):
+            return None
+        allocator = run.allocator
+        ooms = None if allocator is None else allocator.ooms
+        told = []
+        if ooms:
+            told.append(f"the GPU's allocator had raised {ooms} out-of-memory errors")
+        if self.available is not None and self.available < 0.05:
+            told.append(f"{100 * self.available:.0f} % of the machine's memory was available before")
+        return Breach(
+            f"the trainer's process is gone for {reading.time - since:.0f} s or more, at {_step(reading, run)}; it "
+            "did not say that it ended" + "".join(f"; {words}" for words in told),
+            {"case": "gone", "step": step, "max_steps": run.max_steps, "memory_available": self.available,
+             "ooms": ooms},
+            Severity.CRITICAL if run.max_steps is not None else Severity.WARNING,
+        )  # fmt: skip
+
+
+def _gpu(run: Run) -> str:
+    """What the busiest card does: ``idle``, ``spins`` (utilisation without power), ``works``; "" where not told."""
+    cards = [] if run.gpu is None else [card for card in run.gpu.cards if card.utilization is not None]
+    if not cards:
+        return ""
+    card = max(cards, key=lambda one: one.utilization or 0.0)
+    used = card.utilization or 0.0
+    if used <= 0.05:
+        return "idle"
+    if card.power is None or not card.power_limit:
+        return "works" if used >= 0.2 else ""
+    if card.power < 0.4 * card.power_limit:
+        return "spins" if used >= 0.95 else ""
+    return "works" if used >= 0.2 else ""
+
+
+def _step(reading: HostReading, run: Run) -> str:
+    step = run.step if reading.step is None else reading.step
+    return f"step {step}" + (f" of {run.max_steps}" if run.max_steps else "")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _of_memory(breach: Breach) -> str:
+    available = breach.evidence["memory_available"]
+    if breach.evidence["ooms"]:
+        return "the GPU ran out of memory before: an error of torch stands in the output then"
+    if available is not None and available < 0.05:
+        return "the machine's memory was nearly all taken when it was last seen: the kernel ends a process then"
+    return "a process that is killed says nothing: by the kernel for memory, by a queue for time, by a person"
