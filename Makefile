@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BASE := $(VENV)/.base
 
-.PHONY: demo test test-oldest check format generate benchmarks clean
+.PHONY: demo test test-oldest test-gpu check format generate benchmarks clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         show lorawatch at work on a recorded run (no torch needed)"
 	@echo "make test         set up everything and run the tests"
 	@echo "make test-oldest  the callback's tests on the oldest supported transformers"
+	@echo "make test-gpu     what needs a CUDA card; keeps its figures in benchmarks/results/gpu.md"
 	@echo "make check        linters, types, layers, and that generated files are fresh"
 	@echo "make format       format the code"
 	@echo "make generate     write the generated files anew"
@@ -39,6 +40,9 @@ test: $(STAMP)
 test-oldest: .venv-oldest/.installed
 	.venv-oldest/bin/python -m pytest tests/integrations
 
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest tests/gpu
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,6 +63,9 @@ benchmarks: $(STAMP)
 	$(BIN)/python benchmarks/false_alarms.py
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/step_ratio.py
+	$(BIN)/python benchmarks/sampler.py
+	$(BIN)/python benchmarks/stalls.py
 
 clean:
 	rm -rf $(VENV) .venv-oldest build dist *.egg-info

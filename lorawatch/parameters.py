@@ -47,11 +47,18 @@ _AXOLOTL = {
 """Axolotl's names (its configuration reference)."""
 
 _TRL_MASKS = {"assistant_only_loss", "completion_only_loss"}
+_TRL_PACKING = {"padding_free", "packing_strategy"}
 _LACKS = {
-    "axolotl": {"logging_nan_inf_filter", "ignore_data_skip", "prediction_loss_only", *_TRL_MASKS},
-    "llamafactory": _TRL_MASKS,
-}
-"""Parameters that a framework's own configuration has no field for (its pydantic schemas, its ``hparams``)."""
+    "axolotl": {
+        "logging_nan_inf_filter", "ignore_data_skip", "prediction_loss_only", "dataloader_persistent_workers",
+        "torch_empty_cache_steps", "use_liger_kernel", *_TRL_MASKS, *_TRL_PACKING,
+    },
+    "llamafactory": {"activation_checkpointing", *_TRL_MASKS, *_TRL_PACKING},
+}  # fmt: skip
+"""Parameters that a framework's own configuration has no field for (its pydantic schemas, its ``hparams``).
+
+Axolotl takes Liger's kernels as a plugin; LLaMA-Factory checkpoints activations unless told not to.
+"""
 
 
 def parse_version(text: str) -> Version:
@@ -100,6 +107,8 @@ def spell_parameter(name: str, value: Any, run: Run) -> tuple[str, Any]:
         name = "gradient_checkpointing"
     elif name == "max_length" and not framework and library_version(run, "trl") < (0, 16):
         name = "max_seq_length"
+    if framework == "llamafactory" and name == "load_in_4bit":
+        return "quantization_bit", 4 if value is True else value
     if framework == "axolotl":
         name = _AXOLOTL.get(name, name)
     elif framework == "llamafactory":

@@ -59,16 +59,16 @@ def _card(card: Card, width: int) -> Line:
             parts.append((f" ({bytes_text(others)} by others)", SEVERITY_STYLES[_WARN]))
     if card.utilization is not None:
         parts += [("   busy ", DIM), (f"{card.utilization:.0%}", BOLD)]
-    if card.power is not None:
-        limit = f" of {card.power_limit:.0f}" if card.power_limit else ""
-        parts += [("   ", PLAIN), (f"{card.power:.0f}{limit} W", PLAIN)]
-    if card.temperature is not None:
-        parts += [("   ", PLAIN), (f"{card.temperature:.0f} °C", PLAIN)]
     held = sorted(
         reason for reason, share in (card.throttled or {}).items() if share >= 0.5 and reason != "sw_power_cap"
     )
     if held:
         parts.append((f"   slowed: {', '.join(held)}", SEVERITY_STYLES[_WARN]))
+    if card.power is not None:
+        limit = f" of {card.power_limit:.0f}" if card.power_limit else ""
+        parts += [("   ", PLAIN), (f"{card.power:.0f}{limit} W", PLAIN)]
+    if card.temperature is not None:
+        parts += [("   ", PLAIN), (f"{card.temperature:.0f} °C", PLAIN)]
     return line(parts, width)
 
 

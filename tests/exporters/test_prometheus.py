@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lorawatch.exporter import MetricsCollector, metrics_collector
 from lorawatch.findings import Severity
+from lorawatch.records import AllocatorReading, Card, GpuReading, HostReading, ProcessReading, Step, StepTiming
 from lorawatch.version import __version__
 from tests.terminal.synthetic import LossTooHigh, Raises, SyntheticRun, SyntheticWatch
 
@@ -221,6 +222,60 @@ def test_promtool_finds_nothing_to_mend() -> None:
     run.fail(101)
     other = SyntheticRun("other", rules=[Raises()])
     other.train(range(1, 60))
-    text = generate_latest(collector(run, other))
+    text = generate_latest(collector(run, other, observed()))
     done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def observed() -> SyntheticRun:
+    run = trained()
+    steps = [Step(0.25, 0.7, 0.05, 0.0)] * 8
+    allocator = AllocatorReading(5, 7, 9, 9, alloc_retries=2, ooms=1)
+    run.engine.feed(StepTiming(step=100, span=8, steps=steps, time=1.0, evaluation=2.0, allocator=allocator))
+    full = Card(
+        0, "GPU-a", "A", memory_total=80, memory_used=72, utilization=0.5, power=200.0, temperature=70.0,
+        throttled={"hw_thermal": 0.5},
+    )  # fmt: skip
+    run.engine.feed(GpuReading(1.0, [full, Card(1, "MIG-b", "B", memory_total=5, mig=True)], 10.0))
+    workers = [ProcessReading(2, "worker", 0.5, 100), ProcessReading(3, "worker", 0.25, 100)]
+    run.engine.feed(HostReading(1.0, memory_total=64, memory_available=0, disk_free=9, idle=3.0, processes=workers))
+    return run
+
+
+def test_the_machine() -> None:
+    samples = scrape(collector(observed()))
+    a, b = {"run": "qwen-sft", "gpu": "0", "uuid": "GPU-a"}, {"run": "qwen-sft", "gpu": "1", "uuid": "MIG-b"}
+    assert value(samples, "gpu_memory_total_bytes", **a) == 80
+    assert value(samples, "gpu_memory_used_bytes", **a) == 72
+    assert value(samples, "gpu_utilization_ratio", **a) == 0.5
+    assert value(samples, "gpu_throttled_ratio", **a, reason="hw_thermal") == 0.5
+    assert value(samples, "gpu_memory_total_bytes", **b) == 5
+    run = {"run": "qwen-sft"}
+    assert value(samples, "phase_seconds_total", **run, phase="data_wait") == 2.0
+    assert value(samples, "phase_seconds_total", **run, phase="evaluation") == 2.0
+    assert value(samples, "step_seconds", **run) == 1.0
+    assert value(samples, "allocator_peak_allocated_bytes", **run, device="0") == 7
+    assert value(samples, "allocator_retries_total", **run, device="0") == 2
+    assert value(samples, "allocator_ooms_total", **run, device="0") == 1
+    assert value(samples, "host_memory_available_bytes", **run) == 0
+    assert value(samples, "disk_free_bytes", **run) == 9
+    assert value(samples, "trainer_idle_seconds", **run) == 3.0
+    assert value(samples, "processes", **run, role="worker") == 2
+    assert value(samples, "process_cpus_in_use", **run, role="worker") == 0.75
+
+
+def test_what_a_card_does_not_tell_has_no_sample() -> None:
+    samples = scrape(collector(observed()))
+    b = {"run": "qwen-sft", "gpu": "1", "uuid": "MIG-b"}
+    told = {name for name, labels in samples if labels == frozenset(b.items())}
+    assert told == {"lorawatch_gpu_memory_total_bytes", "lorawatch_gpu_lost"}
+    assert value(samples, "host_swap_in_bytes_per_second", run="qwen-sft") is None
+    assert value(samples, "trainer_alive", run="qwen-sft") is None
+
+
+def test_the_machines_metrics_keep_the_rules_of_both_formats() -> None:
+    run = observed()
+    list(parse_openmetrics(generate_openmetrics(collector(run)).decode()))
+    for family in collector(run).collect():
+        assert family.documentation.endswith(".")
+        assert not family.name.endswith(("_ms", "_mib", "_percent", "_mhz"))

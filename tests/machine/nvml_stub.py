@@ -137,12 +137,10 @@ class NvmlStub:
         os.mkfifo(fifo)
         self.machine["hang"] = f"{name} {fifo}"
         self.write()
-        hang = Hang(fifo)
+        hang = Hang(self, fifo)
         try:
             yield hang
         finally:
-            del self.machine["hang"]
-            self.write()
             hang.end()
             fifo.unlink()
 
@@ -150,9 +148,10 @@ class NvmlStub:
 class Hang:
     """A call of the driver that does not return."""
 
-    def __init__(self, fifo: Path) -> None:
+    def __init__(self, stub: NvmlStub, fifo: Path) -> None:
+        self._stub = stub
         self._fifo = fifo
-        self._end: int | None = None
+        self._held: int | None = None
 
     def wait(self) -> None:
         """Return once a call hangs.
@@ -161,20 +160,27 @@ class Hang:
             TimeoutError: None came within half a minute.
         """
         deadline = time.monotonic() + 30
-        while self._end is None:
+        while not self._hold():
             if time.monotonic() > deadline:
                 raise TimeoutError("nothing called the function that should hang")
-            try:
-                self._end = os.open(self._fifo, os.O_WRONLY | os.O_NONBLOCK)
-            except OSError as error:
-                if error.errno != errno.ENXIO:  # it has not come that far
-                    raise
 
     def end(self) -> None:
-        """Let it return."""
-        if self._end is not None:
-            os.close(self._end)
-            self._end = None
+        """Let it return, and hang no more."""
+        if self._stub.machine.pop("hang", None):
+            self._stub.write()
+        if self._hold() and self._held is not None:
+            os.close(self._held)
+        self._held = None
+
+    def _hold(self) -> bool:
+        """Whether a call hangs: it has opened the FIFO, and reads until this end is closed."""
+        if self._held is None:
+            try:
+                self._held = os.open(self._fifo, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # nobody reads
+                    raise
+        return self._held is not None
 
 
 @contextlib.contextmanager

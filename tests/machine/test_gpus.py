@@ -523,7 +523,7 @@ def test_the_cards_of_nvidia_are_looked_at_and_those_of_amd_where_its_library_is
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert [one.vendor for one in gpus.default_collectors()] == ["nvidia"]
-    monkeypatch.setattr(amd, "_library", lambda: object())
+    monkeypatch.setattr(amd, "_library", object)
     assert [one.vendor for one in gpus.default_collectors()] == ["nvidia", "amd"]
 
 

@@ -154,13 +154,13 @@ def short_memory(rhythm: int) -> list[Record]:
 
 
 def growing_memory(rhythm: int) -> list[Record]:
-    """Memory in use grows by 8 GB an hour."""
+    """Memory in use grows by 30 GB an hour."""
     return [
         record
-        for now in range(rhythm, 3601, rhythm)
+        for now in range(rhythm, 2401, rhythm)
         for record in (
             HostReading(
-                float(now), float(rhythm), memory_total=64 * GB, memory_available=30 * GB - round(8 * GB * now / 3600)
+                float(now), float(rhythm), memory_total=64 * GB, memory_available=30 * GB - round(30 * GB * now / 3600)
             ),
             MetricRow(now, {"loss": 2.0}, time=float(now)),
         )
@@ -174,7 +174,7 @@ def growing_memory(rhythm: int) -> list[Record]:
         ("perf/low-gpu", gaps, 450, "firing"),
         ("perf/stall", silence, 900, "resolved"),
         ("host/ram", short_memory, 620, "resolved"),
-        ("host/ram", growing_memory, 600, "firing"),
+        ("host/ram", growing_memory, 700, "firing"),
     ],
     ids=["level", "gaps", "stall", "short memory", "growing memory"],
 )
