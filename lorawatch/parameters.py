@@ -51,7 +51,8 @@ _TRL_PACKING = {"padding_free", "packing_strategy"}
 _LACKS = {
     "axolotl": {
         "logging_nan_inf_filter", "ignore_data_skip", "prediction_loss_only", "dataloader_persistent_workers",
-        "torch_empty_cache_steps", "use_liger_kernel", *_TRL_MASKS, *_TRL_PACKING,
+        "torch_empty_cache_steps", "use_liger_kernel", "eval_accumulation_steps", "vllm_gpu_memory_utilization",
+        *_TRL_MASKS, *_TRL_PACKING,
     },
     "llamafactory": {"activation_checkpointing", *_TRL_MASKS, *_TRL_PACKING},
 }  # fmt: skip

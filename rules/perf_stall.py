@@ -83,7 +83,7 @@ class PerfStall(Rule):
             return None
         if idle < self.idle:  # the silence before has ended
             self.longest = max(self.longest, self.idle)
-        self.idle = idle if run.training else 0.0
+        self.idle = idle
         if idle <= self.seconds:
             return None
         limit = self._limit(reading, run)

@@ -207,12 +207,15 @@ class Case:
             for field, value in self.spec[name].items()
         }
 
+    def all_records(self) -> Iterator[Record]:
+        """The records of a case of either sort."""
+        return self.readings() if any(_READING.fullmatch(name) for name in self.spec) else self.records()
+
     def run(self) -> Engine:
         """An engine with this one rule, after all records."""
         rule = next(one for one in rule_classes() if one.id == self.rule)
         engine = Engine(Run("fixture"), [rule()])
-        readings = any(_READING.fullmatch(name) for name in self.spec)
-        for record in self.readings() if readings else self.records():
+        for record in self.all_records():
             engine.feed(record)
         return engine
 

@@ -198,7 +198,7 @@ def driver(folder: Path, *cards: dict[str, Any], variant: str = "") -> Iterator[
 @contextlib.contextmanager
 def pointed_at(path: str) -> Iterator[None]:
     """Let pynvml load its library from ``path``, as if it had not loaded any."""
-    ours = {
+    ours: dict[str, Any] = {
         "CDLL": lambda _name: ctypes.CDLL(path),
         "nvmlLib": None,
         "_nvmlLib_refcount": 0,

@@ -168,7 +168,7 @@ def test_what_nobody_reads_is_folded_and_nothing_of_it_is_lost() -> None:
     seen = only(view.reading(1.0))
     assert (seen.samples, seen.memory_used, seen.utilization_lowest, seen.xids) == (count, 1000, 0.0, [3, 200])
     assert seen.utilization == pytest.approx((count - 1) / 2 / count)
-    assert seen.throttled == {"sw_thermal": pytest.approx(1 / 4)}
+    assert seen.throttled == pytest.approx({"sw_thermal": 1 / 4})
 
 
 def test_each_view_gets_every_look_and_a_view_that_is_dropped_costs_nothing() -> None:
@@ -468,7 +468,12 @@ def test_while_a_driver_hangs_there_is_no_reading_and_afterwards_there_is() -> N
     sampler = GpuSampler([collector], clock=clock)
     view = sampler.view()
     sampler.look()
-    collector.before = lambda: (entered.set(), release.wait(30))
+
+    def hang() -> None:
+        entered.set()
+        release.wait(30)
+
+    collector.before = hang
     thread = threading.Thread(target=sampler.look)
     thread.start()
     assert entered.wait(30)
@@ -562,7 +567,7 @@ def test_growing_memory_and_foreign_processes_are_seen_through_the_driver(
         seen = only(view.reading(1.0, {HERE}))
         assert (seen.memory_used, seen.own_memory, seen.samples) == (40 * GIB, 34 * GIB, 10)
         assert [(one.pid, one.own) for one in seen.processes] == [(HERE, True), (1, False)]
-        assert seen.throttled == {"sw_thermal": pytest.approx(0.3)}
+        assert seen.throttled == pytest.approx({"sw_thermal": 0.3})
         nvml.stop()
 
 

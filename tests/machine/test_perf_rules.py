@@ -9,12 +9,13 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from lorawatch.data_wait import MOST_WORKERS, Cause, Diagnosis, diagnose
 from lorawatch.engine import Engine
+from lorawatch.findings import Breach, Severity
 from lorawatch.loaders import Load, Loaders
 from lorawatch.records import (
     Card,
@@ -30,6 +31,7 @@ from lorawatch.records import (
 )
 from lorawatch.registry import builtin_classes
 from lorawatch.run import Run
+from lorawatch.step_rule import StepRule
 
 ROOT = Path(__file__).parent.parent.parent
 CORPUS = Path(os.environ.get("LORAWATCH_CORPUS", ROOT.parent / "shared" / "runs"))
@@ -104,6 +106,34 @@ def test_any_batching_of_the_same_steps_gives_the_same_findings(rule: str) -> No
                 assert mine.evidence == other.evidence
         found += len(one_by_one.findings)
     assert found >= 10, "too few findings for the comparison to say anything"
+
+
+class Scripted(StepRule):
+    """Decides as it was told to."""
+
+    id = "test/scripted"
+    title = "Scripted"
+    severity = Severity.WARNING
+    script: ClassVar[list[Severity | None]] = []
+
+    def take(self, step: Step) -> bool:
+        return True
+
+    def decide(self, run: Run) -> Breach | None:
+        severity = self.script[self.steps // 10 - 1]
+        return None if severity is None else Breach("scripted", {}, severity)
+
+
+@pytest.mark.parametrize("last", [None, Severity.INFO])
+def test_a_record_tells_the_worst_of_its_decisions_and_the_next_one_the_last(last: Severity | None) -> None:
+    Scripted.script = [None, Severity.CRITICAL, last]
+    rule, run = Scripted(), Run("run")
+    steps = [Step(0.0, 1.0, 0.0)] * 30
+    worst = rule.judge(StepTiming(30, 30, steps), run)
+    after = rule.judge(StepTiming(31, 1, steps[:1]), run)
+    assert worst is not None
+    assert worst.severity is Severity.CRITICAL
+    assert (after and after.severity) == last
 
 
 # --- any rhythm of the readings ---------------------------------------------------------------------------------------
@@ -320,7 +350,7 @@ def test_the_advice_follows_what_the_machine_shows_later() -> None:
 
 @pytest.mark.parametrize("limit", [None, 2, 5])
 @pytest.mark.parametrize("total", [1000, 1050, 4000])
-@pytest.mark.parametrize("room", range(0, 14, 2))
+@pytest.mark.parametrize("room", range(14))
 def test_the_step_at_which_the_disk_is_full_is_where_a_save_finds_no_room(
     room: int, total: int, limit: int | None
 ) -> None:
