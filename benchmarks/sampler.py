@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import fmean, median
 
@@ -90,7 +91,7 @@ def table(found: dict[str, list[float]]) -> list[str]:
     ]
 
 
-def workers() -> list[multiprocessing.process.BaseProcess]:
+def workers() -> list[BaseProcess]:
     """Processes that wait, as the workers of a data loader do most of the time."""
     context = multiprocessing.get_context("fork")
     started = [context.Process(target=time.sleep, args=(3600,), daemon=True) for _ in range(WORKERS)]

@@ -10,7 +10,7 @@ from lorawatch.records import AllocatorReading
 
 
 def allocator_reader() -> Callable[[], AllocatorReading | None]:
-    """A function that reads the allocator of the present device; it gives None where no GPU is in use.
+    """A function that reads the allocator of the thread's present device; it gives None where no GPU is in use.
 
     Its figures are counters that the allocator keeps on the host (``torch.cuda.memory_stats``, CUDA and ROCm alike).
     Peaks are never reset: that would falsify what the user's own code asks of them.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lorawatch.records import Reading
+from lorawatch.records import Reading, StepTiming
 from lorawatch.sources.gpus import GpuSampler
 from lorawatch.sources.host import HostSampler, Progress
 from lorawatch.sources.processes import this_process
@@ -15,6 +15,8 @@ from lorawatch.sources.run_machine import RunMachine
 
 INTERVAL = 1.0
 """Seconds between two looks."""
+TIMINGS_EVERY = 5
+"""Looks between two times that the times of the steps are taken on."""
 
 
 class MachineThread:
@@ -26,6 +28,7 @@ class MachineThread:
     Args:
         folder: The run's folder.
         take: Where readings go.
+        timings: The times of the steps since it was last asked.
         progress: How far training is; None when it was left, which ends the looking.
         say: Tells a person, in one line, what cannot be read.
         fail: What to do when something here fails.
@@ -35,16 +38,18 @@ class MachineThread:
     def __init__(
         self,
         folder: Path,
+        *,
         take: Callable[[list[Reading]], None],
+        timings: Callable[[], Iterable[StepTiming]],
         progress: Callable[[], Progress | None],
         say: Callable[[str], None],
         fail: Callable[[Exception], None],
-        *,
         gpus: GpuSampler | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._folder = folder
         self._take = take
+        self._timings = timings
         self._progress = progress
         self._say = say
         self._fail = fail
@@ -52,6 +57,7 @@ class MachineThread:
         self._wall = wall
         self._machine: RunMachine | None = None
         self._said: set[str] = set()
+        self._looks = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="lorawatch-machine", daemon=True)
 
@@ -68,7 +74,7 @@ class MachineThread:
         self._gpus.stop()
 
     def tick(self) -> bool:
-        """Look once, and hand on what is due. False when training was left."""
+        """Look once, and hand on what is due: times of steps, then what was seen. False when training was left."""
         progress = self._progress()
         if progress is None:
             return False
@@ -77,6 +83,9 @@ class MachineThread:
             view = self._gpus.view(trainer.visible_devices, order=trainer.device_order)
             self._machine = RunMachine(HostSampler(self._folder, trainer), view)
         readings = self._machine.tick(self._wall(), progress)
+        self._looks += 1
+        if readings or self._looks % TIMINGS_EVERY == 0:
+            readings = [*self._timings(), *readings]
         if readings and not self._stop.is_set():
             self._take(readings)
         for problem in self._machine.problems:

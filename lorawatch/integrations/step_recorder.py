@@ -17,35 +17,47 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import TrainerCallback
 
 from lorawatch.integrations.batch_sizes import BatchSizes
 from lorawatch.records import AllocatorReading, Step, StepTiming
 
-BATCH = 32
-"""Steps in one record, unless they take long."""
-LONGEST = 10.0
-"""Seconds after which a record is made of fewer steps."""
+MOST_STEPS = 256
+"""Steps in one record."""
+KEPT_STEPS = 8_192
+"""Steps that wait to be handed on; of more, the oldest are lost: whoever should take them has stopped."""
 ALLOCATOR_SECONDS = 1.0
 """Least time between two looks at the allocator, which take 0.1 ms."""
 
 
+class _Taken(NamedTuple):
+    """What was taken of one step: its number, its wait, the moments in it, the sizes of its batches."""
+
+    step: int
+    wait: float | None
+    begin: float
+    optimizer: float
+    end: float
+    boundary: float
+    sizes: tuple[int | None, int | None, int | None]
+
+
 class StepRecorder(TrainerCallback):
-    """Takes the times of the steps, and hands them on some steps at a time.
+    """Takes the times of the steps; another thread comes for them now and then, so that judging costs the loop nothing.
 
     Its events never raise into the training loop: what fails is handed to ``fail`` once, and nothing is taken after it.
 
     Args:
         owner: The callback that this one belongs to; it stands first, and tells when steps begin and end.
-        take: Where the records go.
         sizes: The sizes of the batches.
         read_allocator: Reads torch's allocator.
-        fail: What to do when taking or handing on fails.
+        fail: What to do when taking a time fails.
         clock: Seconds, monotonic.
         wall: Unix time in seconds.
     """
@@ -53,7 +65,6 @@ class StepRecorder(TrainerCallback):
     def __init__(
         self,
         owner: TrainerCallback,
-        take: Callable[[StepTiming], None],
         sizes: BatchSizes,
         read_allocator: Callable[[], AllocatorReading | None] = lambda: None,
         fail: Callable[[Exception], None] = lambda _: None,
@@ -61,10 +72,8 @@ class StepRecorder(TrainerCallback):
         clock: Callable[[], float] = time.perf_counter,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.step = 0
         self.phase = ""
         self._owner = owner
-        self._take = take
         self._sizes = sizes
         self._read_allocator = read_allocator
         self._fail = fail
@@ -73,15 +82,20 @@ class StepRecorder(TrainerCallback):
         self._handler: Any = None
         self._place = 0
         self._loop: tuple[int, CodeType] | None = None
-        self._pending: list[Step] = []
+        self._pending: deque[_Taken] = deque(maxlen=KEPT_STEPS)
         self._fresh = True  # the next wait is an epoch's first
         self._open = False  # a step was finished and is not put down yet
         now = clock()
-        self._boundary = self._begin = self._optimizer = self._end = self._sign = self._flushed = now
+        self._boundary = self._begin = self._optimizer = self._end = self._sign = now
         self._asked = now - ALLOCATOR_SECONDS
         self._wait: float | None = None
+        self._allocator: AllocatorReading | None = None
+        # Totals, which only the training loop adds to, and what of them was handed on, which it never touches.
         self._logging = self._evaluation = self._saving = 0.0
         self._saves = 0
+        self._handed_on = (0.0, 0.0, 0.0, 0)
+        self._until: float | None = None
+        self._last = 0
 
     def attach(self) -> bool:
         """Stand last among the trainer's callbacks, and let the owner stand first; False where that cannot be.
@@ -139,9 +153,9 @@ class StepRecorder(TrainerCallback):
         if self._open:
             try:
                 self._put_down(step)
-                if len(self._pending) >= BATCH or now - self._flushed >= LONGEST:
-                    self._hand_on(now)
-                    now = self._clock()
+                if now - self._asked >= ALLOCATOR_SECONDS:  # at the end of a step, when its activations are gone
+                    self._asked = now
+                    self._allocator = self._read_allocator()
             except Exception as error:
                 self._failed(error)
         self._wait = wait
@@ -163,8 +177,8 @@ class StepRecorder(TrainerCallback):
             now = self._clock()
             if self._open:
                 self._put_down(state.global_step)
-            elif not self._pending:  # what was before training is no step's time
-                self._flushed = now
+            if self._until is None:  # what was before training is no step's time
+                self._until = now
             self._sizes.begin_epoch()
             self._fresh = True
             self._boundary = self._sign = now
@@ -212,46 +226,54 @@ class StepRecorder(TrainerCallback):
         self._sign = self._clock()
 
     def training_ends(self, step: int) -> None:
-        """Training is over after ``step``: hand on what was taken."""
+        """Training is over after ``step``."""
         if self._open:
             self._put_down(step)
-        if self._pending:
-            self._hand_on(self._clock())
+
+    @property
+    def step(self) -> int:
+        """The last step that was finished."""
+        return self._pending[-1][0] if self._pending else self._last
+
+    def timings(self) -> Iterator[StepTiming]:
+        """What was taken since the last call; for one thread at a time, whichever it is."""
+        while self._pending:
+            taken = [self._pending.popleft() for _ in range(min(len(self._pending), MOST_STEPS))]
+            yield self._timing(taken)
+
+    def _timing(self, taken: list[_Taken]) -> StepTiming:
+        now, self._last = self._clock(), taken[-1][0]
+        before, self._handed_on = self._handed_on, (self._logging, self._evaluation, self._saving, self._saves)
+        logging, evaluation, saving, saves = self._handed_on
+        seconds = None if self._until is None else round(now - self._until, 6)
+        self._until = now
+        allocator, self._allocator = self._allocator, None
+        return StepTiming(
+            step=self._last, span=len(taken), steps=[_step(one) for one in taken], seconds=seconds, time=self._wall(),
+            logging=round(logging - before[0], 6), evaluation=round(evaluation - before[1], 6),
+            saving=round(saving - before[2], 6), saves=saves - before[3], allocator=allocator,
+        )  # fmt: skip
 
     def _put_down(self, step: int) -> None:
         self._open = False
-        self.step = step
-        wait, end = self._wait, self._end
-        # In whole microseconds, by the cheapest way: the digits behind are noise, and take space in the file.
         self._pending.append(
-            Step(
-                None if wait is None else int(wait * 1e6) / 1e6,
-                int((self._optimizer - self._begin) * 1e6) / 1e6,
-                int((end - self._optimizer) * 1e6) / 1e6,
-                int((self._boundary - end) * 1e6) / 1e6,
-                *self._sizes.take(),
-            )
+            _Taken(step, self._wait, self._begin, self._optimizer, self._end, self._boundary, self._sizes.take())
         )
-
-    def _hand_on(self, now: float) -> None:
-        allocator = None
-        if now - self._asked >= ALLOCATOR_SECONDS:
-            self._asked = now
-            allocator = self._read_allocator()
-        steps, self._pending = self._pending, []
-        timing = StepTiming(
-            step=self.step, span=len(steps), steps=steps, seconds=round(now - self._flushed, 6), time=self._wall(),
-            logging=round(self._logging, 6), evaluation=round(self._evaluation, 6), saving=round(self._saving, 6),
-            saves=self._saves, allocator=allocator,
-        )  # fmt: skip
-        self._flushed = now
-        self._logging = self._evaluation = self._saving = 0.0
-        self._saves = 0
-        self._take(timing)
 
     def _failed(self, error: Exception) -> None:
         self.detach()
         self._fail(error)
+
+
+def _step(taken: _Taken) -> Step:
+    # To the microsecond: the digits behind are noise, and take space in the file.
+    return Step(
+        None if taken.wait is None else round(taken.wait, 6),
+        round(taken.optimizer - taken.begin, 6),
+        round(taken.end - taken.optimizer, 6),
+        round(taken.boundary - taken.end, 6),
+        *taken.sizes,
+    )
 
 
 def _callers() -> Iterator[FrameType]:

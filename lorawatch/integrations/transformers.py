@@ -251,13 +251,13 @@ class LoraWatchCallback(TrainerCallback):
 
     def _watch_machine(self, args: TrainingArguments, train_dataloader: Any) -> None:
         sizes = BatchSizes(args.gradient_accumulation_steps)
-        recorder = StepRecorder(self, self._take, sizes, allocator_reader(), self._step_aside)
+        recorder = StepRecorder(self, sizes, allocator_reader(), self._step_aside)
         if recorder.attach():
             sizes.attach(train_dataloader)
             self._recorder = recorder
         self._machine = MachineThread(
-            Path(args.output_dir or "."), lambda readings: self._take(*readings), self._progress, self._note,
-            self._step_aside,
+            Path(args.output_dir or "."), take=lambda readings: self._take(*readings), timings=recorder.timings,
+            progress=self._progress, say=self._note, fail=self._step_aside,
         )  # fmt: skip
         self._machine.start()
 
@@ -350,6 +350,7 @@ class LoraWatchCallback(TrainerCallback):
         if recorder is not None:
             if step is not None:
                 recorder.training_ends(step)
+                self._take(*recorder.timings())
             recorder.detach()
 
     def _leave(self) -> None:

@@ -109,7 +109,11 @@ class HostSampler:
         return frozenset(process.pid for process in self._followed)
 
     def look(self) -> None:
-        """Look at memory and processes. Costs 0.2 ms for a trainer with four workers."""
+        """Look at memory and processes.
+
+        Costs 0.12 ms of processor time for a trainer with four workers, and 0.03 ms while none is known. The look for
+        new workers, every five seconds or more, adds 1.4 ms on a machine with 90 processes.
+        """
         now = self._clock()
         if self._limits_read is None or now - self._limits_read >= LIMITS_INTERVAL:
             self._limits_read = now

@@ -33,13 +33,14 @@ from lorawatch.sources.trainer_process import (
 )
 
 LIVE = 600.0
-"""Seconds since the last write within which a run is taken to be going on, where nothing else tells."""
+"""Seconds since the last write within which a run is taken to be going on, where nothing else tells. Chosen, not
+measured: twice the 300 s after which a silent run counts as stalled."""
 _PIPES = 4
 """Pipes followed from a log to the process that prints into it: ``python train.py | ts | tee train.log`` has two."""
 _ABOVE = 3
 """Folders above the run's in which a training may have been started: ``saves/llama3-8b/lora`` is three below it."""
 _CLOCK_SKEW = 5.0
-"""Seconds by which the clock of a file server may differ from this machine's."""
+"""Seconds by which the clock of a file server may differ from this machine's. Chosen, not measured."""
 _MAPS = 1 << 22
 """Bytes of a process's memory map that are looked at; torch 2.13 for CPUs makes 0.05 MiB of it."""
 _NAMED = 4
@@ -112,6 +113,9 @@ class _Search:
         candidates = list(self._by_working_directory(pythons))
         if candidates:
             return self._choose(candidates, certain=False)
+        if held.found:
+            note = f"{_holder(held.found[0].pid, held.found[0].file)}, and no training in Python belongs to it"
+            return Search(None, note, self._live)
         return Search(None, unseen.why(self._files, self._folder, live=self._live, hidden=self._hidden), self._live)
 
     def _themselves(self, holding: Mapping[int, str]) -> Iterator[_Candidate]:

@@ -275,7 +275,7 @@ def test_what_a_card_does_not_tell_has_no_sample() -> None:
 
 def test_the_machines_metrics_keep_the_rules_of_both_formats() -> None:
     run = observed()
-    list(parse_openmetrics(generate_openmetrics(collector(run)).decode()))
+    list(parse_openmetrics(generate_openmetrics(collector(run)).decode()))  # type: ignore[no-untyped-call]
     for family in collector(run).collect():
         assert family.documentation.endswith(".")
         assert not family.name.endswith(("_ms", "_mib", "_percent", "_mhz"))

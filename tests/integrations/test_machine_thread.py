@@ -139,8 +139,9 @@ def test_a_driver_that_hangs_holds_nothing_up(tmp_path: Path, capfd: pytest.Capt
     failed: list[Exception] = []
     wall = iter(range(0, 10_000, 15))
     thread = MachineThread(
-        tmp_path, taken.extend, Progress, said.append, failed.append, gpus=sampler, wall=lambda: float(next(wall))
-    )
+        tmp_path, take=taken.extend, timings=lambda: (), progress=Progress, say=said.append, fail=failed.append,
+        gpus=sampler, wall=lambda: float(next(wall)),
+    )  # fmt: skip
     sampler.start()  # this one does hang
     assert cards.asked.wait(20)
     for _ in range(4):

@@ -418,6 +418,15 @@ def test_the_run_keeps_its_card_when_the_driver_counts_anew() -> None:
     assert only(view.reading(2.0)).uuid == "GPU-20"
 
 
+def test_a_run_on_a_card_that_is_divided_anew_gets_what_is_there_now() -> None:
+    collector = Cards(gpu(0), gpu(1))
+    sampler, view = watched(collector, visible="0")
+    sampler.look()
+    assert only(view.reading(1.0)).uuid == "GPU-00"
+    looks(collector, sampler, [gpu(0, uuid="MIG-1", mig=True), gpu(0, uuid="MIG-2", mig=True), gpu(1)])
+    assert only(view.reading(2.0)).uuid == "MIG-1"
+
+
 def test_another_process_may_take_over_the_run_on_other_cards() -> None:
     collector = Cards(*FOUR)
     sampler, view = watched(collector, visible="2")
@@ -521,7 +530,9 @@ def test_a_sampler_that_never_ran_in_a_thread_closes_at_its_end() -> None:
     sampler = GpuSampler([collector])
     sampler.look()
     sampler.stop()
+    sampler.start()
     assert collector.closed == 1
+    assert not [one for one in threading.enumerate() if one.name == "lorawatch-gpus"]
 
 
 def test_the_cards_of_nvidia_are_looked_at_and_those_of_amd_where_its_library_is(

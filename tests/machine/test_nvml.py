@@ -387,10 +387,22 @@ def test_instances_that_are_made_anew_take_the_place_of_the_old_ones(
     assert [one.mig for one in collector.look()] == [False]
 
 
+def test_what_an_instance_does_not_support_is_remembered(drive: Drive, collector: NvmlCollector, clock: Clock) -> None:
+    nvml = drive(card(0, mig=1))
+    nvml.instances = {(0, 0): instance(0, 0, compute=None)}
+    nvml.write()
+    for _ in range(30):
+        collector.look()
+        clock.now += 1
+    assert nvml.calls("nvmlDeviceGetComputeRunningProcesses_v3") == 1
+
+
 def test_a_lost_card_is_said_to_be_lost_and_comes_back_with_a_new_start(
     drive: Drive, collector: NvmlCollector, clock: Clock
 ) -> None:
     nvml = drive(card(0), card(1))
+    collector.look()
+    clock.now += 3600
     collector.look()
     nvml.set(1, lost=1, xids="79")
     well, lost = collector.look()

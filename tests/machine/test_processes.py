@@ -12,6 +12,7 @@ import pytest
 
 from lorawatch.sources import process_kinds, process_search, processes, unseen
 from lorawatch.sources.processes import JobProcesses, Search, TrainerFinder, find_trainer, this_process, trainer_of
+from lorawatch.sources.trainer_process import children_of
 from tests.machine import jobs
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows what another process has open")
@@ -169,6 +170,14 @@ def test_a_launcher_alone_is_not_the_trainer(logs: bool, run: Path, src: Path) -
         assert search.note == "only the launcher of the training runs so far, none of its processes"
 
 
+def test_who_holds_the_log_and_has_no_training_is_named(run: Path) -> None:
+    line = "printf r > /dev/fd/$JOB_READY; head -c1 /dev/fd/$JOB_GO; true"
+    with jobs.running([line], log=run / "train.log", in_shell=True) as job:
+        search = found(run)
+        assert search.trainer is None
+        assert search.note == f"pid {job.pid} (sh), which has train.log open, and no training in Python belongs to it"
+
+
 def test_a_program_that_may_train_itself_is_the_trainer_unless_it_started_one(run: Path, src: Path) -> None:
     jobs.write(src, "main.py", jobs.PLAIN)
     alone = jobs.write(src, "llamafactory-cli", jobs.PLAIN)
@@ -248,7 +257,6 @@ def test_workers_of_every_rank_are_found_with_one_look(run: Path, src: Path, mon
         trainer = found(run).trainer
         assert trainer is not None
         looks: list[int] = []
-        children_of = processes.children_of
 
         def counted(process: psutil.Process, *, recursive: bool = False) -> list[psutil.Process]:
             looks.append(process.pid)
@@ -289,10 +297,10 @@ def test_where_a_look_at_all_processes_is_dear_it_is_rare(monkeypatch: pytest.Mo
     monkeypatch.setattr(processes, "children_of", children_of)
     monkeypatch.setattr(time, "thread_time", lambda: float(next(spent)))
     job = JobProcesses(this_process(), clock=lambda: now[0])
-    for second in (0, 5, 999, 1000):
+    for second in (0, 5, 1999, 2000):
         now[0] = float(second)
         job.members()
-    assert looks == [0.0, 1000.0]
+    assert looks == [0.0, 2000.0]
 
 
 def test_the_log_that_a_worker_or_a_helper_inherited_does_not_make_it_the_trainer(run: Path, src: Path) -> None:
