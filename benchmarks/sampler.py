@@ -21,11 +21,11 @@ from statistics import fmean, median
 
 from results_file import write
 
-from lorawatch.sources.gpus import GpuSampler
-from lorawatch.sources.host import HostSampler, Progress
-from lorawatch.sources.nvml import NvmlCollector
-from lorawatch.sources.processes import this_process
-from lorawatch.sources.run_machine import RunMachine
+from lorawatch.machine.gpus import GpuSampler
+from lorawatch.machine.host import HostSampler, Progress
+from lorawatch.machine.nvml import NvmlCollector
+from lorawatch.machine.processes import this_process
+from lorawatch.machine.run_machine import RunMachine
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.machine.nvml_stub import card, driver

@@ -17,10 +17,14 @@ def label(card: Card) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes for a person: ``31.2 GiB``, ``640 MiB``."""
-    if abs(count) >= GIB:
-        return f"{count / GIB:.1f} GiB"
-    return f"{count / MIB:.0f} MiB" if abs(count) >= MIB else f"{count / 1024:.0f} KiB"
+    """Bytes for a person, in the unit that fits: ``31.2 GiB``, ``640 MiB``, ``512 B``."""
+    amount = abs(count)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if amount < 999.5 or unit == "TiB":
+            break
+        amount /= 1024
+    text = f"{amount:.0f}" if unit == "B" or amount >= 99.95 else f"{amount:.1f}"
+    return f"{'-' if count < 0 else ''}{text} {unit}"
 
 
 def card_of(allocator: AllocatorReading | None, reading: GpuReading | None) -> Card | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from lorawatch.cards import size
 from lorawatch.records import Card
-from lorawatch.render import bytes_text
 from lorawatch.run import Run
 
 
@@ -19,14 +19,14 @@ def machine_words(run: Run) -> str:
         words.append(part)
     host = run.host
     if host is not None and host.memory_available is not None:
-        words.append(f"RAM {bytes_text(host.memory_available)} free")
+        words.append(f"RAM {size(host.memory_available)} free")
     return "".join(f", {word}" for word in words)
 
 
 def memory_text(card: Card) -> str:
     """Memory used and all memory of a card, in one unit: ``71.2 of 80.0 GiB``."""
-    total = bytes_text(card.memory_total or 0)
-    used = bytes_text(card.memory_used or 0)
+    total = size(card.memory_total or 0)
+    used = size(card.memory_used or 0)
     return f"{used.removesuffix(total[total.index(' ') :])} of {total}"
 
 

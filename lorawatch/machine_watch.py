@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from lorawatch.machine.arrivals import Arrivals, age_of
+from lorawatch.machine.gpus import GpuSampler
+from lorawatch.machine.host import HostSampler, Progress
+from lorawatch.machine.processes import TrainerFinder
+from lorawatch.machine.run_machine import RunMachine
 from lorawatch.records import Reading
 from lorawatch.run_watch import RunWatch
-from lorawatch.sources.arrivals import Arrivals, age_of
-from lorawatch.sources.gpus import GpuSampler
-from lorawatch.sources.host import HostSampler, Progress
-from lorawatch.sources.processes import TrainerFinder
-from lorawatch.sources.run_machine import RunMachine
 from lorawatch.watch import FolderWatch
 
 INTERVAL = 1.0

@@ -50,17 +50,6 @@ def number(value: float) -> str:
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
-def bytes_text(amount: float) -> str:
-    """A number of bytes in the unit that fits, in three digits: ``512 MiB``, ``71.2 GiB``."""
-    size = abs(amount)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if size < 999.5 or unit == "TiB":
-            break
-        size /= 1024
-    text = f"{size:.0f}" if unit == "B" or size >= 99.95 else f"{size:.1f}"
-    return f"{'-' if amount < 0 else ''}{text} {unit}"
-
-
 def value_text(value: Any) -> str:
     """A parameter's or a fact's value, for a person."""
     if value is None:

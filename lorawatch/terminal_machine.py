@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from lorawatch.cards import size
 from lorawatch.findings import Severity
 from lorawatch.machine_text import memory_text, samples_per_second
 from lorawatch.records import Card, HostReading
-from lorawatch.render import bytes_text
 from lorawatch.run import Run
 from lorawatch.terminal_text import ACCENT, BOLD, DIM, PLAIN, SEVERITY_STYLES, Line, Part, clean, line
 
@@ -56,7 +56,7 @@ def _card(card: Card, width: int) -> Line:
         parts += [("▮" * done, style), ("▯" * (_BAR - done), DIM), (f" {memory_text(card)}", BOLD)]
         others = sum(one.memory or 0 for one in card.processes if one.own is False)
         if others:
-            parts.append((f" ({bytes_text(others)} by others)", SEVERITY_STYLES[_WARN]))
+            parts.append((f" ({size(others)} by others)", SEVERITY_STYLES[_WARN]))
     if card.utilization is not None:
         parts += [("   busy ", DIM), (f"{card.utilization:.0%}", BOLD)]
     held = sorted(
@@ -97,8 +97,8 @@ def _host(host: HostReading) -> list[Part]:
 
     if host.memory_available is not None:
         total = host.memory_total or 0
-        of = f" of {bytes_text(total)}" if total else ""
-        tell("RAM free", f"{bytes_text(host.memory_available)}{of}", alarm=host.memory_available < 0.1 * total)
+        of = f" of {size(total)}" if total else ""
+        tell("RAM free", f"{size(host.memory_available)}{of}", alarm=host.memory_available < 0.1 * total)
     if host.cpu is not None:
         of = f" of {host.cpus:.3g}" if host.cpus else ""
         tell("cores", f"{host.cpu:.1f}{of}")
@@ -107,10 +107,10 @@ def _host(host: HostReading) -> list[Part]:
         tell("workers", f"{len(workers)} on {sum(one.cpu or 0.0 for one in workers):.1f} cores")
     if host.disk_free is not None:
         needed = 2 * (host.checkpoint_bytes or 0)
-        tell("disk free", bytes_text(host.disk_free), alarm=host.disk_free < needed)
+        tell("disk free", size(host.disk_free), alarm=host.disk_free < needed)
     for label, rate in (("read", host.disk_read_rate), ("net in", host.receive_rate)):
         if rate is not None and rate >= 1 << 20:
-            tell(label, f"{bytes_text(rate)}/s")
+            tell(label, f"{size(rate)}/s")
     if host.alive is False:
         words.append(("   the trainer's process is gone", SEVERITY_STYLES[_ALARM]))
     return words

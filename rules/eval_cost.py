@@ -42,6 +42,7 @@ class EvalCost(Rule):
     severity: ClassVar[Severity] = Severity.INFO
     maturity = "experimental"
     needs_any: ClassVar[tuple[str, ...]] = ("eval_runtime", "eval_*_runtime", "train_runtime")
+    suppresses: ClassVar[tuple[str, ...]] = ("perf/overhead",)
 
     share: float = param(0.30, unit="ratio", help="Share of the time that evaluation may take.")
     evals: int = state(int)

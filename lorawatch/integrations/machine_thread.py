@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from lorawatch.machine.gpus import GpuSampler
+from lorawatch.machine.host import HostSampler, Progress
+from lorawatch.machine.processes import this_process
+from lorawatch.machine.run_machine import RunMachine
 from lorawatch.records import Reading, StepTiming
-from lorawatch.sources.gpus import GpuSampler
-from lorawatch.sources.host import HostSampler, Progress
-from lorawatch.sources.processes import this_process
-from lorawatch.sources.run_machine import RunMachine
 
 INTERVAL = 1.0
 """Seconds between two looks."""

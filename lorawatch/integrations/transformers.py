@@ -28,6 +28,7 @@ from lorawatch.integrations.journal import Journal
 from lorawatch.integrations.machine_thread import MachineThread
 from lorawatch.integrations.trainer_facts import collect
 from lorawatch.integrations.trainer_rows import is_summary, row_of, rows_of
+from lorawatch.machine.host import Progress
 from lorawatch.merge import everything
 from lorawatch.records import Event, FactUpdate, LifecycleEvent, MetricRow, Record
 from lorawatch.registry import RuleSet
@@ -35,7 +36,6 @@ from lorawatch.render import engine_text, printable, run_heading
 from lorawatch.run import Run
 from lorawatch.settings import Settings, load_settings, nearest
 from lorawatch.source import SourceError
-from lorawatch.sources.host import Progress
 from lorawatch.sources.lorawatch_jsonl import LorawatchSource
 
 try:

@@ -18,10 +18,10 @@ import torch
 from lorawatch.engine import Engine
 from lorawatch.findings import Severity
 from lorawatch.integrations.allocator import allocator_reader
+from lorawatch.machine.gpus import GpuSampler
 from lorawatch.records import GpuReading, MetricRow, StepTiming
 from lorawatch.registry import rule_classes
 from lorawatch.run import Run
-from lorawatch.sources.gpus import GpuSampler
 
 from .conftest import Figures
 from .work import GIB, free_and_total, held_by_another

@@ -20,12 +20,12 @@ from lorawatch import LoraWatchCallback
 from lorawatch.engine import Engine
 from lorawatch.integrations import machine_thread
 from lorawatch.integrations.machine_thread import MachineThread
+from lorawatch.machine.gpus import GpuSampler
+from lorawatch.machine.host import Progress
 from lorawatch.records import Card, GpuProcess, GpuReading, HostReading, Reading, Record
 from lorawatch.registry import RuleSet
 from lorawatch.run import Run
 from lorawatch.settings import Settings
-from lorawatch.sources.gpus import GpuSampler
-from lorawatch.sources.host import Progress
 from lorawatch.sources.lorawatch_jsonl import LorawatchSource
 
 from . import lab

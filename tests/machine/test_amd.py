@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from lorawatch.machine import amd
+from lorawatch.machine.amd import OFF, RETRY, SLOW, AmdCollector
 from lorawatch.records import Card
-from lorawatch.sources import amd
-from lorawatch.sources.amd import OFF, RETRY, SLOW, AmdCollector
 
 GIB = 2**30
 

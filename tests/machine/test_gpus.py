@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 import msgspec
 import pytest
 
+from lorawatch.machine import amd, gpus
+from lorawatch.machine.cuda_visible import visible_cards
+from lorawatch.machine.gpu_view import KEPT
+from lorawatch.machine.gpus import HANG, GpuSampler, GpuView
+from lorawatch.machine.nvml import NvmlCollector
 from lorawatch.records import Card, GpuProcess, GpuReading
-from lorawatch.sources import amd, gpus
-from lorawatch.sources.cuda_visible import visible_cards
-from lorawatch.sources.gpu_view import KEPT
-from lorawatch.sources.gpus import HANG, GpuSampler, GpuView
 from lorawatch.sources.lorawatch_jsonl import encode
-from lorawatch.sources.nvml import NvmlCollector
 from tests.machine.nvml_stub import GIB, card, compiler, driver, instance
 
 HERE = os.getpid()

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lorawatch.machine import checkpoint_size
+from lorawatch.machine.cgroup import limits_of
+from lorawatch.machine.host import HostSampler, Progress
+from lorawatch.machine.processes import find_trainer, this_process, trainer_of
 from lorawatch.records import HostReading
-from lorawatch.sources import checkpoint_size
-from lorawatch.sources.cgroup import limits_of
-from lorawatch.sources.host import HostSampler, Progress
-from lorawatch.sources.processes import find_trainer, this_process, trainer_of
 from tests.machine import jobs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")

@@ -10,12 +10,12 @@ from typing import ClassVar
 import pytest
 
 from lorawatch.engine import Engine
+from lorawatch.machine.gpus import GpuSampler
 from lorawatch.machine_watch import FRESH, MachineWatch
 from lorawatch.records import Card, GpuProcess, GpuReading, HostReading, LifecycleEvent, StepTiming
 from lorawatch.registry import RuleSet, rule_classes
 from lorawatch.run import Run
 from lorawatch.settings import Settings
-from lorawatch.sources.gpus import GpuSampler
 from lorawatch.watch import FolderWatch, RunWatch
 from tests.machine.jobs import PLAIN, running, write
 

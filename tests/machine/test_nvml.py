@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from lorawatch.machine.nvml import RETRY, NvmlCollector
+from lorawatch.machine.nvml_card import SILENT_LOOKS, SLOW
+from lorawatch.machine.nvml_device import RETRY as OFF
 from lorawatch.records import Card, GpuProcess
-from lorawatch.sources.nvml import RETRY, NvmlCollector
-from lorawatch.sources.nvml_card import SILENT_LOOKS, SLOW
-from lorawatch.sources.nvml_device import RETRY as OFF
 from tests.machine.nvml_stub import GIB, NvmlStub, build, card, compiler, driver, instance, pointed_at
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler to build the stub of NVML with")
@@ -509,7 +509,7 @@ def test_pynvml_finds_the_library_as_it_finds_the_drivers(tmp_path: Path) -> Non
     stub = NvmlStub(state, None)
     stub.cards = [card(0)]
     stub.write()
-    code = "from lorawatch.sources.nvml import NvmlCollector as C; print(C().look()[0].memory_used)"
+    code = "from lorawatch.machine.nvml import NvmlCollector as C; print(C().look()[0].memory_used)"
     environment = {**os.environ, "LD_LIBRARY_PATH": str(build().parent), "NVML_STUB_STATE": str(state)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(41 * GIB)]

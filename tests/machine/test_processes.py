@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from lorawatch.sources import process_kinds, process_search, processes, unseen
-from lorawatch.sources.processes import JobProcesses, Search, TrainerFinder, find_trainer, this_process, trainer_of
-from lorawatch.sources.trainer_process import children_of
+from lorawatch.machine import process_kinds, process_search, processes, unseen
+from lorawatch.machine.processes import JobProcesses, Search, TrainerFinder, find_trainer, this_process, trainer_of
+from lorawatch.machine.trainer_process import children_of
 from tests.machine import jobs
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows what another process has open")

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from lorawatch.machine.nvml_card import NvmlCard, XidEvents
+from lorawatch.machine.nvml_device import CardLostError, DriverGoneError, judge, pynvml, told
+from lorawatch.machine.problems import Problems
 from lorawatch.records import Card
-from lorawatch.sources.nvml_card import NvmlCard, XidEvents
-from lorawatch.sources.nvml_device import CardLostError, DriverGoneError, judge, pynvml, told
-from lorawatch.sources.problems import Problems
 
 RETRY = 60.0
 """Seconds between two attempts to start NVML, where it could not be started or a card is lost."""

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import msgspec
 import psutil
 
+from lorawatch.machine.card_looks import merge, own_memory, told_apart
+from lorawatch.machine.cuda_visible import Visible, visible_cards
+from lorawatch.machine.problems import Problems
 from lorawatch.records import Card, GpuReading
-from lorawatch.sources.card_looks import merge, own_memory, told_apart
-from lorawatch.sources.cuda_visible import Visible, visible_cards
-from lorawatch.sources.problems import Problems
 
 if TYPE_CHECKING:
-    from lorawatch.sources.gpus import GpuSampler
+    from lorawatch.machine.gpus import GpuSampler
 
 KEPT = 64
 """Looks that wait for a view's next reading; of more, the two oldest are made one."""

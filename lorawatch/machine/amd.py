@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+from lorawatch.machine.problems import Problems
 from lorawatch.records import Card
-from lorawatch.sources.problems import Problems
 
 RETRY = 60.0
 """Seconds between two attempts to start the library where it could not be started."""

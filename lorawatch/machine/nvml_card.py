@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from lorawatch.machine.nvml_device import CardLostError, Device, function, judge, pynvml
 from lorawatch.records import Card
-from lorawatch.sources.nvml_device import CardLostError, Device, function, judge, pynvml
 
 SLOW = 10.0
 """Seconds between two looks at what hardly changes: names, limits, error totals, the PCIe link, MIG."""

@@ -10,9 +10,9 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from lorawatch.machine.gpu_view import GpuView, Look
+from lorawatch.machine.problems import Problems
 from lorawatch.source import GpuCollector
-from lorawatch.sources.gpu_view import GpuView, Look
-from lorawatch.sources.problems import Problems
 
 __all__ = ["GpuSampler", "GpuView", "default_collectors"]
 
@@ -25,8 +25,8 @@ _LIBRARY = {"nvidia": "NVML", "amd": "amdsmi"}
 
 def default_collectors() -> list[GpuCollector]:
     """A collector for each vendor whose library there is: NVIDIA, and AMD where ``amdsmi`` is installed."""
-    from lorawatch.sources.amd import AmdCollector  # noqa: PLC0415 - only who looks at GPUs pays for loading them
-    from lorawatch.sources.nvml import NvmlCollector  # noqa: PLC0415
+    from lorawatch.machine.amd import AmdCollector  # noqa: PLC0415 - only who looks at GPUs pays for loading them
+    from lorawatch.machine.nvml import NvmlCollector  # noqa: PLC0415
 
     found: list[GpuCollector] = [NvmlCollector()]
     if AmdCollector.available():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import psutil
 
+from lorawatch.machine.host_rates import MOST_BYTES, difference
+from lorawatch.machine.problems import Problems
+from lorawatch.machine.processes import Role
+from lorawatch.machine.trainer_process import ERRORS, alive
 from lorawatch.records import ProcessReading
-from lorawatch.sources.host_rates import MOST_BYTES, difference
-from lorawatch.sources.problems import Problems
-from lorawatch.sources.processes import Role
-from lorawatch.sources.trainer_process import ERRORS, alive
 
 
 class FollowedProcess:

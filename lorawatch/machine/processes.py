@@ -1,6 +1,6 @@
 """The processes of a run that is watched from outside: which one trains it, its ranks, its data-loader workers.
 
-The evidence that names a trainer stands in :mod:`lorawatch.sources.process_search`.
+The evidence that names a trainer stands in :mod:`lorawatch.machine.process_search`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Literal
 
 import psutil
 
-from lorawatch.sources import process_kinds
-from lorawatch.sources.problems import Problems
-from lorawatch.sources.process_search import Search, find_trainer
-from lorawatch.sources.trainer_process import (
+from lorawatch.machine import process_kinds
+from lorawatch.machine.problems import Problems
+from lorawatch.machine.process_search import Search, find_trainer
+from lorawatch.machine.trainer_process import (
     ERRORS,
     Trainer,
     children_of,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from lorawatch.sources import process_kinds
+from lorawatch.machine import process_kinds
 
 RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 """What launchers put into the environment of a rank; the first that is there counts (torchrun, MPI, Slurm)."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from lorawatch.sources.trainer_process import ERRORS
+from lorawatch.machine.trainer_process import ERRORS
 
 _MACHINE_NAMESPACE = 0xEFFFFFFC
 """Inode of the machine's first pid namespace (``PROC_PID_INIT_INO`` in Linux's include/linux/proc_ns.h)."""

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import psutil
 
+from lorawatch.machine.cgroup import ROOT, Limits, limits_of
+from lorawatch.machine.checkpoint_size import CheckpointSize
+from lorawatch.machine.followed_process import FollowedProcess
+from lorawatch.machine.host_rates import MOST_BYTES, SYS, MachineCounters
+from lorawatch.machine.problems import Problems
+from lorawatch.machine.processes import JobProcesses, Role, Trainer
+from lorawatch.machine.trainer_process import ERRORS
 from lorawatch.records import HostReading, ProcessReading
-from lorawatch.sources.cgroup import ROOT, Limits, limits_of
-from lorawatch.sources.checkpoint_size import CheckpointSize
-from lorawatch.sources.followed_process import FollowedProcess
-from lorawatch.sources.host_rates import MOST_BYTES, SYS, MachineCounters
-from lorawatch.sources.problems import Problems
-from lorawatch.sources.processes import JobProcesses, Role, Trainer
-from lorawatch.sources.trainer_process import ERRORS
 
 LIMITS_INTERVAL = 30.0
 """Seconds for which the limits of the control group are taken to stay as they are."""

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from lorawatch.sources import open_files, process_kinds, unseen
-from lorawatch.sources.trainer_process import (
+from lorawatch.machine import open_files, process_kinds, unseen
+from lorawatch.machine.trainer_process import (
     ERRORS,
     Trainer,
     children_of,

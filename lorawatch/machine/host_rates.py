@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from lorawatch.sources.problems import Problems
+from lorawatch.machine.problems import Problems
 
 SYS = Path("/sys")
 _VMSTAT_BYTES = 1 << 16

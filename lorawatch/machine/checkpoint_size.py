@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lorawatch.sources.problems import Problems
+from lorawatch.machine.problems import Problems
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,18})\Z")
 _MOST = 10_000

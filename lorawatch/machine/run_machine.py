@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+from lorawatch.machine.gpu_view import GpuView
+from lorawatch.machine.host import HostSampler, Progress
 from lorawatch.records import Card, GpuReading, Reading
-from lorawatch.sources.gpu_view import GpuView
-from lorawatch.sources.host import HostSampler, Progress
 
 READING_SECONDS = 10.0
 """Seconds between two readings: what is judged is also written down, and a reading of eight cards takes 3 KiB."""
