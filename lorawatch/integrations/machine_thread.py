@@ -1,4 +1,4 @@
-"""The thread that looks at the machine from inside the training process."""
+"""The thread beside the training loop: it looks at the machine, and judges what has come in."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class MachineThread:
         folder: The run's folder.
         take: Where readings go.
         timings: The times of the steps since it was last asked.
+        judge: Judges what has come in, from here and from the training loop.
         progress: How far training is; None when it was left, which ends the looking.
+        left: Training was left without an end: lets go of it, so that nothing keeps its model in memory.
         say: Tells a person, in one line, what cannot be read.
         fail: What to do when something here fails.
         gpus: Looks at the cards; made where it is not given.
@@ -41,7 +43,9 @@ class MachineThread:
         *,
         take: Callable[[list[Reading]], None],
         timings: Callable[[], Iterable[StepTiming]],
+        judge: Callable[[], None],
         progress: Callable[[], Progress | None],
+        left: Callable[[], None],
         say: Callable[[str], None],
         fail: Callable[[Exception], None],
         gpus: GpuSampler | None = None,
@@ -50,7 +54,9 @@ class MachineThread:
         self._folder = folder
         self._take = take
         self._timings = timings
+        self._judge = judge
         self._progress = progress
+        self._left = left
         self._say = say
         self._fail = fail
         self._gpus = gpus or GpuSampler()
@@ -62,7 +68,8 @@ class MachineThread:
         self._thread = threading.Thread(target=self._work, name="lorawatch-machine", daemon=True)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Begin to look. What takes long for once, such as loading libraries, is done here, before the first step."""
+        self._prepare()
         self._gpus.start()
         self._thread.start()
 
@@ -74,31 +81,38 @@ class MachineThread:
         self._gpus.stop()
 
     def tick(self) -> bool:
-        """Look once, and hand on what is due: times of steps, then what was seen. False when training was left."""
+        """Judge what came in, look once, and hand on what is due; False when training was left."""
+        self._judge()
         progress = self._progress()
         if progress is None:
             return False
-        if self._machine is None:
-            trainer = this_process()
-            view = self._gpus.view(trainer.visible_devices, order=trainer.device_order)
-            self._machine = RunMachine(HostSampler(self._folder, trainer), view)
-        readings = self._machine.tick(self._wall(), progress)
+        machine = self._prepare()
+        readings = machine.tick(self._wall(), progress)
         self._looks += 1
         if readings or self._looks % TIMINGS_EVERY == 0:
             readings = [*self._timings(), *readings]
         if readings and not self._stop.is_set():
             self._take(readings)
-        for problem in self._machine.problems:
+            self._judge()
+        for problem in machine.problems:
             if problem not in self._said:
                 self._said.add(problem)
                 self._say(problem)
         return True
 
+    def _prepare(self) -> RunMachine:
+        if self._machine is None:
+            trainer = this_process()
+            view = self._gpus.view(trainer.visible_devices, order=trainer.device_order)
+            self._machine = RunMachine(HostSampler(self._folder, trainer), view)
+            self._machine.host.look()
+        return self._machine
+
     def _work(self) -> None:
         try:
             while not self._stop.wait(INTERVAL):
                 if not self.tick():
-                    self._gpus.stop()
+                    self._left()
                     return
         except Exception as error:
             if not self._stop.is_set():

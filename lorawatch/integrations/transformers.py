@@ -4,27 +4,32 @@ It judges the same records by the same engine as ``lorawatch tail`` and ``check`
 ``lorawatch.jsonl``, from which those two then give the same findings.
 
 It overrides only the events that it needs. Where the time of the steps goes is taken by a
-:class:`~lorawatch.integrations.step_recorder.StepRecorder`, what the machine does by a thread that looks once a second;
-rows, timings and readings are put in one order by a lock, and written in the order in which they are judged.
+:class:`~lorawatch.integrations.step_recorder.StepRecorder`, what the machine does by a thread that looks once a second.
+A row is written down at once; that same thread judges it within the second, so that the loop does not wait for rules.
+Where ``actions`` ask for it, the loop judges its rows itself, to act at the very step.
 Order of the Trainer's events: ``_inner_training_loop`` and ``_maybe_log_save_evaluate`` of transformers 5.23
 (``trainer.py``); an action taken at ``on_log`` is acted on at the end of that same step.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lorawatch.engine import Change, Engine
+from lorawatch.engine import Engine
 from lorawatch.findings import Finding, Severity
 from lorawatch.integrations.allocator import allocator_reader
 from lorawatch.integrations.batch_sizes import BatchSizes
 from lorawatch.integrations.journal import Journal
+from lorawatch.integrations.judgement import Judgement
 from lorawatch.integrations.machine_thread import MachineThread
 from lorawatch.integrations.trainer_facts import collect
 from lorawatch.integrations.trainer_rows import is_summary, row_of, rows_of
@@ -110,20 +115,19 @@ class LoraWatchCallback(TrainerCallback):
         self.quiet = quiet
         self.actions = _checked_actions(actions or {})
         self._rules = RuleSet(self.settings)
-        self._engine: Engine | None = None
-        self._journal: Journal | None = None
+        self._judgement: Judgement | None = None
         self._recorder: StepRecorder | None = None
         self._machine: MachineThread | None = None
-        self._lock = threading.RLock()  # rows, timings and readings come from two threads, and are judged in one order
         self._wanted: set[str] = set()
+        # A crash within the second after a row must not hide what it showed. Weakly: nothing is kept alive for it.
+        self._at_exit = partial(_judge_the_rest, weakref.ref(self))
         self._speaks = False
         self._several = False
-        self._pending: list[tuple[Change, Finding]] = []
 
     @property
     def engine(self) -> Engine | None:
         """The engine that judges the present run; None before training, and after lorawatch stepped aside."""
-        return self._engine
+        return None if self._judgement is None else self._judgement.engine
 
     @_never_raising
     def on_train_begin(
@@ -137,19 +141,19 @@ class LoraWatchCallback(TrainerCallback):
             return
         folder = Path(args.output_dir or ".")
         run = Run(folder.resolve().name or "run", str(folder))
-        engine = self._engine = Engine(run, self._rules.make())
-        if self._speaks:
-            self._journal = Journal(self.path or folder / FILE_NAME)
+        journal = Journal(self.path or folder / FILE_NAME) if self._speaks else None
+        judgement = self._judgement = Judgement(Engine(run, self._rules.make()), journal, self._unwritable)
         facts = FactUpdate(collect(args, state, kwargs.get("model"), kwargs.get("train_dataloader")), "callback")
         now = time.time()
         if not state.global_step:
             self._take(LifecycleEvent("started", step=0, time=now), facts)
         else:
-            self._relive(state, engine)
+            self._relive(state, judgement)
             self._take(facts, LifecycleEvent("resumed", step=state.global_step, time=now))
-        engine.listeners.append(self._hear)
+        judgement.listen()
         if self._speaks and self.settings.machine:
             self._watch_machine(args, kwargs.get("train_dataloader"))
+            atexit.register(self._at_exit)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -184,8 +188,8 @@ class LoraWatchCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Judge what the Trainer has just logged, say what it shows, and act where that was asked for."""
-        engine = self._engine
-        if engine is None or not logs:
+        judgement = self._judgement
+        if judgement is None or not logs:
             return
         try:  # what _never_raising does, without handing the arguments on a second time: this is each row's way
             if is_summary(logs):
@@ -194,14 +198,11 @@ class LoraWatchCallback(TrainerCallback):
             row = row_of(state.global_step, logs, time.time())
             if row is None:
                 return
-            with self._lock:
-                if self._journal is not None:
-                    self._write((row,))
-                engine.feed(row)
-                if self._pending:
-                    self._respond()
-            if self._wanted:
-                self._act(control)
+            judgement.put(row)
+            if self._machine is None or self.actions or judgement.overdue:
+                self._judge()
+                if self._wanted:
+                    self._act(control)
         except Exception as error:
             self._step_aside(error)
 
@@ -220,15 +221,16 @@ class LoraWatchCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Print the summary; rows that are logged later, by ``trainer.evaluate()``, are still judged."""
-        engine = self._engine
-        if engine is None:
+        judgement = self._judgement
+        if judgement is None:
             return
+        self._judge()
+        engine = judgement.engine
         if not engine.run.ended:
             self._end(state, {})
         if self._speaks and not self.quiet:
             say("\n".join([f"lorawatch: {run_heading(engine.run.name, engine.run)}", *engine_text(engine)]))
-        if self._journal is not None:
-            self._journal.close()
+        judgement.close()
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes along: the settings, never a run that is being watched."""
@@ -239,15 +241,26 @@ class LoraWatchCallback(TrainerCallback):
         self.__init__(kept["settings"], actions=names, path=kept["path"], quiet=kept["quiet"])  # type: ignore[misc]
 
     def _take(self, *records: Record) -> None:
-        """Write records down and judge them; called from the training loop and from the thread of the machine."""
-        with self._lock:
-            if self._engine is not None:
-                if self._journal is not None:
-                    self._write(records)
-                for record in records:
-                    self._engine.feed(record)
-                if self._pending:
-                    self._respond()
+        """Write records down, and judge them where no thread does."""
+        judgement = self._judgement
+        if judgement is not None:
+            judgement.put(*records)
+            if self._machine is None:
+                self._judge()
+
+    def _judge(self) -> None:
+        """Judge what waits; say what it changed, and note what is to be done about it."""
+        judgement = self._judgement
+        for change, finding in judgement.judge() if judgement is not None else ():
+            action = self._action(finding) if change in ("opened", "reopened", "escalated") else "none"
+            if action != "none":
+                self._wanted.add(action)
+            if self._speaks and not self.quiet:
+                text = change_text(change, finding)
+                if action != "none":
+                    text += f"\n    done:  {_DONE[action]}, as actions asks for {finding.severity.label} findings"
+                if text:
+                    say(text)
 
     def _watch_machine(self, args: TrainingArguments, train_dataloader: Any) -> None:
         sizes = BatchSizes(args.gradient_accumulation_steps)
@@ -257,7 +270,8 @@ class LoraWatchCallback(TrainerCallback):
             self._recorder = recorder
         self._machine = MachineThread(
             Path(args.output_dir or "."), take=lambda readings: self._take(*readings), timings=recorder.timings,
-            progress=self._progress, say=self._note, fail=self._step_aside,
+            judge=self._judge, progress=self._progress, say=self._note, left=self._stop_machine,
+            fail=self._step_aside,
         )  # fmt: skip
         self._machine.start()
 
@@ -272,60 +286,36 @@ class LoraWatchCallback(TrainerCallback):
         if self._speaks and not self.quiet:
             say(f"lorawatch: {printable(problem)}")
 
-    def _write(self, records: Iterable[Record]) -> None:
-        if self._journal is None:
-            return
-        try:
-            self._journal.write(records)
-        except OSError as error:
-            path, self._journal = self._journal.path, None
-            say(
-                f"lorawatch: {printable(path)} cannot be written ({error.strerror or error}): "
-                "this run goes on being judged, but is not recorded"
-            )
+    def _unwritable(self, path: Path, error: OSError) -> None:
+        say(
+            f"lorawatch: {printable(path)} cannot be written ({error.strerror or error}): "
+            "this run goes on being judged, but is not recorded"
+        )
 
-    def _relive(self, state: TrainerState, engine: Engine) -> None:
+    def _relive(self, state: TrainerState, judgement: Judgement) -> None:
         """Judge silently what came before the resume: from the file, or else from what the checkpoint remembers.
 
         With actions in several processes each of them has to judge the same history, so it is the checkpoint's: the
         file may be within reach of the first process only.
         """
-        path = None if self._journal is None or (self._several and self.actions) else self._journal.path
+        path = None if self._several and self.actions else judgement.path
         skipped = None if path is None else _last_run(path)
         if path is None or skipped is None:
-            known: list[Record] = [LifecycleEvent("started", step=0), *rows_of(state.log_history)]
-            self._write(known)
-            for record in known:
-                engine.feed(record)
+            judgement.put(LifecycleEvent("started", step=0), *rows_of(state.log_history))
+            judgement.judge()
             return
         for record in islice(everything(LorawatchSource(path)), skipped, None):
-            engine.feed(record)
+            judgement.engine.feed(record)
 
     def _happened(self, event: Event, state: TrainerState) -> None:
-        if self._engine is not None:
+        if self._judgement is not None:
             self._take(LifecycleEvent(event, step=state.global_step, time=time.time()))
 
     def _end(self, state: TrainerState, logs: Mapping[str, Any]) -> None:
         self._stop_machine(state.global_step)
         numbers = ", ".join(f"{name} {value:g}" for name, value in logs.items() if isinstance(value, int | float))
         self._take(LifecycleEvent("ended", step=state.global_step, time=time.time(), detail=numbers[:300]))
-
-    def _hear(self, change: Change, finding: Finding) -> None:
-        self._pending.append((change, finding))
-
-    def _respond(self) -> None:
-        """Say what the last record changed, and note what is to be done about it."""
-        changes, self._pending = self._pending, []
-        for change, finding in changes:
-            action = self._action(finding) if change in ("opened", "reopened", "escalated") else "none"
-            if action != "none":
-                self._wanted.add(action)
-            if self._speaks and not self.quiet:
-                text = change_text(change, finding)
-                if action != "none":
-                    text += f"\n    done:  {_DONE[action]}, as actions asks for {finding.severity.label} findings"
-                if text:
-                    say(text)
+        atexit.unregister(self._at_exit)
 
     def _act(self, control: TrainerControl) -> None:
         """Do what was noted; only the training loop may."""
@@ -342,7 +332,7 @@ class LoraWatchCallback(TrainerCallback):
         return self.actions[max(levels)] if levels else "none"
 
     def _stop_machine(self, step: int | None = None) -> None:
-        """Look at the machine no longer; hand on what was timed up to ``step``."""
+        """Look at the machine no longer; hand on what was timed up to ``step``, unless training was left without it."""
         machine, self._machine = self._machine, None
         if machine is not None:
             machine.stop()
@@ -356,15 +346,15 @@ class LoraWatchCallback(TrainerCallback):
     def _leave(self) -> None:
         """Let go of the run that is being watched."""
         self._stop_machine()
-        with self._lock:
-            journal, self._journal = self._journal, None
-            self._engine, self._pending, self._wanted = None, [], set()
-        if journal is not None:
-            journal.close()
+        atexit.unregister(self._at_exit)
+        judgement, self._judgement = self._judgement, None
+        self._wanted = set()
+        if judgement is not None:
+            judgement.close()
 
     def _step_aside(self, error: Exception) -> None:
         try:
-            step = "" if self._engine is None else f" at step {self._engine.run.step}"
+            step = "" if self._judgement is None else f" at step {self._judgement.engine.run.step}"
             self._leave()
             if self._speaks:
                 say(
@@ -373,6 +363,13 @@ class LoraWatchCallback(TrainerCallback):
                 )
         except Exception:  # noqa: S110  (nothing is left that could be told to anyone)
             pass
+
+
+def _judge_the_rest(reference: weakref.ref[LoraWatchCallback]) -> None:
+    callback = reference()
+    if callback is not None:
+        with suppress(Exception):
+            callback._judge()
 
 
 _DONE = {"stop": "training stops after this step", "save": "a checkpoint is saved after this step"}

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -139,8 +141,8 @@ def test_a_driver_that_hangs_holds_nothing_up(tmp_path: Path, capfd: pytest.Capt
     failed: list[Exception] = []
     wall = iter(range(0, 10_000, 15))
     thread = MachineThread(
-        tmp_path, take=taken.extend, timings=lambda: (), progress=Progress, say=said.append, fail=failed.append,
-        gpus=sampler, wall=lambda: float(next(wall)),
+        tmp_path, take=taken.extend, timings=lambda: (), judge=lambda: None, progress=Progress,
+        left=lambda: None, say=said.append, fail=failed.append, gpus=sampler, wall=lambda: float(next(wall)),
     )  # fmt: skip
     sampler.start()  # this one does hang
     assert cards.asked.wait(20)
@@ -170,7 +172,29 @@ def test_training_that_was_left_is_looked_at_no_longer(tmp_path: Path, monkeypat
     before = len(records(tmp_path))
     assert thread.tick() is False
     assert len(records(tmp_path)) == before
-    thread.stop()
+    thread._thread.join(10)  # its next look ends it
+    assert not thread._thread.is_alive()
+    assert watch._machine is None
+
+
+def test_a_training_that_failed_is_not_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(machine_thread, "INTERVAL", 0.01)
+    watch = LoraWatchCallback(quiet=True)
+    model = lab.adapted()
+    alive = weakref.ref(model)
+    with pytest.raises(KeyboardInterrupt):
+        lab.train(tmp_path, watch, Interrupted(), model=model, max_steps=8)
+    thread = watch._machine
+    if thread is not None:
+        thread._thread.join(10)
+    del model, thread
+    gc.collect()
+    assert alive() is None
 
 
 def test_what_fails_in_the_thread_ends_the_watch_and_not_the_training(

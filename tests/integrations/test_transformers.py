@@ -19,6 +19,7 @@ for needed in ("torch", "transformers", "peft", "datasets"):
     pytest.importorskip(needed, reason=f"real training runs need {needed}: pip install 'lorawatch[train]'")
 
 import torch
+from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
 from transformers import TrainerCallback
 
 from lorawatch import LoraWatchCallback
@@ -303,6 +304,7 @@ def test_other_processes_stop_with_the_first(tmp_path: Path, capfd: pytest.Captu
 def test_what_is_printed_stands_above_the_bar_on_lines_of_its_own(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    tqdm._instances.clear()  # bars of runs that other tests broke off
     lab.train(tmp_path, LoraWatchCallback(FROM_STEP), max_steps=8)
     # As a terminal shows it: a carriage return goes back to the start of the line and what follows covers it.
     lines = [line.rpartition("\r")[2] for line in capfd.readouterr().err.split("\n")]

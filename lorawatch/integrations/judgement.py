@@ -1,0 +1,84 @@
+"""Writes down what happens to a run and judges it, in one order, whichever thread tells it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from lorawatch.engine import Change, Engine
+from lorawatch.findings import Finding
+from lorawatch.integrations.journal import Journal
+from lorawatch.records import Record
+
+MOST_WAITING = 256
+"""Records that wait to be judged before whoever brings another has to judge them itself."""
+
+Changes = list[tuple[Change, Finding]]
+
+
+class Judgement:
+    """One run's records: written down at once, so that none is lost, and judged when there is time for it.
+
+    Records are judged in the order in which they stand in the journal, so that reading it gives the same findings.
+
+    Args:
+        engine: Judges the run.
+        journal: Where the records go; None to write nothing down.
+        unwritable: Told once when the journal cannot be written any more; the run goes on being judged.
+    """
+
+    def __init__(self, engine: Engine, journal: Journal | None, unwritable: Callable[[Path, OSError], None]) -> None:
+        self.engine = engine
+        self._journal = journal
+        self._unwritable = unwritable
+        self._writing = threading.Lock()  # held for as long as a line takes to be written
+        self._judging = threading.Lock()
+        self._waiting: deque[Record] = deque()
+        self._changes: Changes = []
+
+    @property
+    def overdue(self) -> bool:
+        """Whether too many records wait: whoever should judge them does not come."""
+        return len(self._waiting) >= MOST_WAITING
+
+    @property
+    def path(self) -> Path | None:
+        """The journal; None where nothing is written down."""
+        return None if self._journal is None else self._journal.path
+
+    def put(self, *records: Record) -> None:
+        """Write records down, to be judged later."""
+        with self._writing:
+            self.write(*records)
+            self._waiting.extend(records)
+
+    def write(self, *records: Record) -> None:
+        """Write records down that are not to be judged again."""
+        if self._journal is None:
+            return
+        try:
+            self._journal.write(records)
+        except OSError as error:
+            path, self._journal = self._journal.path, None
+            self._unwritable(path, error)
+
+    def listen(self) -> None:
+        """From now on, tell what changes: what came before is known."""
+        self.engine.listeners.append(lambda change, finding: self._changes.append((change, finding)))
+
+    def judge(self) -> Changes:
+        """Judge all that waits; gives what it changed."""
+        if not self._waiting and not self._changes:
+            return []
+        with self._judging:
+            while self._waiting:
+                self.engine.feed(self._waiting.popleft())
+            changes, self._changes = self._changes, []
+        return changes
+
+    def close(self) -> None:
+        """Close the journal; a later :meth:`put` opens it again."""
+        if self._journal is not None:
+            self._journal.close()
