@@ -66,7 +66,8 @@ def header(watched: Watched, metrics_address: str, width: int) -> list[Line]:
 
 def progress(run: Run, history: RunHistory, width: int) -> list[Line]:
     """How far the run is, and how long it will take by the times in its records."""
-    total, share, pace = run.max_steps, run.progress, history.pace.seconds_per_step
+    total, share = run.max_steps, run.progress
+    pace = history.pace.seconds_per_step or run.typical_step_seconds  # by the rows' times, or by when they arrived
     about = "≈" if run.steps_estimated else ""
     words: list[Part] = [(f"step {about}{run.step:,}", BOLD)]
     if total:
