@@ -62,6 +62,7 @@ def test_a_rule_is_switched_off(tmp_path: Path) -> None:
         ("fail_on = 'fatal'", "fail_on must be one of info, warning, critical, never"),
         ("select = 'loss'", "select must be a list of strings"),
         ("rules = 3", "under [rules."),
+        ("machine = 'off'", "machine must be true or false"),
         ("= 3", "is not valid TOML"),
     ],
 )
@@ -81,6 +82,17 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     file = write(tmp_path, "ignore = ['loss']\nfail_on = 'info'\n")
     settings = load_settings(file, {"LORAWATCH_IGNORE": "sig, eval", "LORAWATCH_FAIL_ON": "never"})
     assert (settings.ignore, settings.fail_on) == (("sig", "eval"), "never")
+
+
+@pytest.mark.parametrize(("word", "expected"), [("false", False), ("0", False), ("Off", False), ("yes", True)])
+def test_a_switch_is_set_by_a_word_of_the_environment(tmp_path: Path, word: str, expected: bool) -> None:
+    file = write(tmp_path, f"machine = {str(not expected).lower()}\n")
+    assert load_settings(file, {"LORAWATCH_MACHINE": word}).machine is expected
+
+
+def test_a_word_that_is_no_switch_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="LORAWATCH_MACHINE: machine must be true or false, is 'maybe'"):
+        load_settings(write(tmp_path, ""), {"LORAWATCH_MACHINE": "maybe"})
 
 
 def test_select_and_ignore_take_rules_families_and_patterns() -> None:

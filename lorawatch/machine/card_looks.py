@@ -116,5 +116,5 @@ def _shares(looks: Sequence[Card]) -> dict[str, float] | None:
     shares: dict[str, float] = {}
     for card in told:
         for reason, share in (card.throttled or {}).items():
-            shares[reason] = shares.get(reason, 0.0) + share * card.samples / total
-    return shares
+            shares[reason] = shares.get(reason, 0.0) + share * card.samples
+    return {reason: share / total for reason, share in shares.items()}
