@@ -110,8 +110,8 @@ def main() -> None:
         f"| step, median | {1e3 * median(times[False]):.2f} ms | {1e3 * median(times[True]):.2f} ms | {ratio:.4f} | "
         f"{low:.4f} to {high:.4f} |\n\n"
         f"{options.rounds} rounds of {options.steps} steps each way, interleaved, one row logged a step, all rules on; "
-        f"a small Llama with LoRA on one core, the first {SKIPPED} steps of each run left out. Must hold: at most 1.002 on "
-        f"the median. Load average: {before} at the beginning, {load()} at the end.\n"
+        f"a small Llama with LoRA on one core, the first {SKIPPED} steps of each run left out. Must hold: at most "
+        f"1.002 on the median. Load average: {before} at the beginning, {load()} at the end.\n"
     )
     write("step_ratio", "A training step with the callback and without", body, "transformers", "torch")
     sys.stdout.flush()
