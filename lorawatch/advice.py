@@ -32,13 +32,16 @@ def rank(findings: Sequence[Finding]) -> None:
 
     ``findings`` are those that are firing, worst and causes first. A symptom's adjustments never come first: mending
     the cause may mend it. An adjustment that is only something to look at is free, and is never marked; nor is one of
-    low confidence for a finding that is only information: a run that is fine needs no change.
+    low confidence for a finding that is only information, for a run that is fine needs no change, or whose advice begins
+    with a look of high confidence, which may show that none is needed.
     """
     chosen: Adjustment | None = None
     for finding in findings:
         if not finding.is_root:
             continue
-        unsure = finding.severity is Severity.INFO
+        first = finding.adjustments[0] if finding.adjustments else None
+        looks_first = first is not None and not first.parameter and first.confidence == "high"
+        unsure = finding.severity is Severity.INFO or looks_first
         chosen = next(
             (item for item in finding.adjustments if item.parameter and not (unsure and item.confidence == "low")), None
         )

@@ -38,9 +38,37 @@ def card_of(allocator: AllocatorReading | None, reading: GpuReading | None) -> C
 
 def foreign(card: Card) -> tuple[int, GpuProcess | None]:
     """Bytes that processes known to be of another run hold, and the largest of these processes."""
-    others = [process for process in card.processes if process.own is False and (process.memory or 0) > 0]
-    largest = max(others, key=lambda process: process.memory or 0, default=None)
-    return sum(process.memory or 0 for process in others), largest
+    return _held([process for process in card.processes if process.own is False])
+
+
+def _held(processes: list[GpuProcess]) -> tuple[int, GpuProcess | None]:
+    """Bytes that they hold, and the largest of them."""
+    holding = [process for process in processes if (process.memory or 0) > 0]
+    largest = max(holding, key=lambda process: process.memory or 0, default=None)
+    return sum(process.memory or 0 for process in holding), largest
+
+
+DESKTOP = (
+    "xorg", "xwayland", "gnome-", "kwin", "plasmashell", "mutter", "sddm", "gdm", "lightdm", "weston", "sway",
+    "hyprland", "cinnamon", "xfwm", "xfce4-", "dwm.exe",
+)  # fmt: skip
+"""How names of programs that draw the screen begin."""
+
+
+def is_desktop(process: GpuProcess) -> bool:
+    """Whether it draws the screen of this machine: a display server, a compositor, a desktop's shell."""
+    name = process.name.rsplit("/", 1)[-1].lower()
+    return process.own is False and (name == "x" or name.startswith(DESKTOP))
+
+
+def strangers(card: Card) -> tuple[int, GpuProcess | None]:
+    """Like :func:`foreign`, without what draws the screen."""
+    return _held([one for one in card.processes if one.own is False and not is_desktop(one)])
+
+
+def desktop(card: Card) -> int:
+    """Bytes that the screen takes."""
+    return _held([one for one in card.processes if is_desktop(one)])[0]
 
 
 def unused_cache(allocator: AllocatorReading) -> int:

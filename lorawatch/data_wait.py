@@ -43,6 +43,7 @@ class Diagnosis:
         cause: Which it is.
         words: The numbers that tell it, as part of a sentence.
         workers: Workers of each rank now; None where it is not known.
+        wait: Mean seconds of wait a step.
         limit: Workers of each rank that make sense on this machine.
         proposed: Workers of each rank that would do by the measured times; None where more make no sense.
         load: What it was told from.
@@ -51,9 +52,16 @@ class Diagnosis:
     cause: Cause
     words: str
     workers: int | None
+    wait: float
     limit: int
     proposed: int | None
     load: Load
+
+    @property
+    def told(self) -> str:
+        """The cause and the numbers that tell it, for a sentence."""
+        known = self.cause != "not told"
+        return f"likely cause: {self.cause} ({self.words})" if known else f"cause not told: {self.words}"
 
 
 def diagnose(load: Load, run: Run, wait: float, work: float) -> Diagnosis:
@@ -79,7 +87,7 @@ def diagnose(load: Load, run: Run, wait: float, work: float) -> Diagnosis:
     proposed = None if workers is None else min(_needed(workers, wait, work), limit)
     if proposed is not None and workers is not None and proposed <= workers:
         proposed = None
-    return Diagnosis(cause, words, workers, limit, proposed, load)
+    return Diagnosis(cause, words, workers, wait, limit, proposed, load)
 
 
 def streams(run: Run) -> bool:
@@ -98,20 +106,19 @@ def adjustments(found: Diagnosis, run: Run) -> list[Adjustment]:
     persistent = run.fact("dataloader_persistent_workers")
     if found.workers and several_epochs and persistent is not True:
         advice.append(
-            Adjustment(
-                "dataloader_persistent_workers", current=persistent, proposed=True, confidence="low", apply="resume",
-                why="keeps the workers from epoch to epoch; without it each epoch starts them anew",
-                cost="their memory stays taken during evaluation",
+            look(
+                "dataloader_persistent_workers=True keeps the workers from epoch to epoch",
+                "without it each epoch starts them anew; their memory then stays taken during evaluation; it adds no "
+                "throughput", confidence="low",
             )
         )  # fmt: skip
     prefetch = run.number("dataloader_prefetch_factor")
     if found.workers and (prefetch or 2.0) < 4:
         advice.append(
-            Adjustment(
-                "dataloader_prefetch_factor", current=prefetch and int(prefetch), proposed=4, direction="up",
-                confidence="low", apply="resume",
-                why="evens out batches that take unequally long to make; torch's default is 2; it adds no throughput",
-                cost="host memory for the batches in store",
+            look(
+                f"dataloader_prefetch_factor=4 ({prefetch or 2:.0f} now)",
+                "evens out batches that take unequally long to make, with host memory for those in store; it adds no "
+                "throughput", confidence="low",
             )
         )  # fmt: skip
     return advice
@@ -140,7 +147,8 @@ _REMEDIES: dict[Cause, tuple[str, str]] = {
 def _more_workers(found: Diagnosis, run: Run) -> Adjustment | None:
     if found.proposed is None or (found.cause == "processors" and found.workers):
         return None
-    why = f"with {found.workers} each wait is so long; {found.proposed} would keep up with the passes by these times"
+    workers = "1 worker" if found.workers == 1 else f"{found.workers} workers"
+    why = f"with {workers} each step waits {seconds(found.wait)}; {found.proposed} would keep up, by these times"
     if found.workers == 0:
         why = f"with 0 the trainer makes each batch itself, between two steps; {found.proposed} make them ahead"
     if found.cause == "disk":
@@ -238,7 +246,7 @@ def _storage(load: Load, words: str) -> tuple[Cause, str]:
 
 
 def _not_told(load: Load, words: str) -> tuple[Cause, str]:
-    return "not told", words if load.seconds else f"{words} (there is no reading of the machine)"
+    return "not told", words if load.seconds else "no reading of the machine"
 
 
 def _used(load: Load) -> str:
@@ -246,6 +254,11 @@ def _used(load: Load) -> str:
     if load.cpu and load.own_cpu is not None and load.own_cpu < 0.5 * load.cpu:
         words += f", only {load.own_cpu:.3g} of them by this run"
     return words
+
+
+def seconds(value: float) -> str:
+    """Seconds for a person: ``1.2 s``, ``40 ms``."""
+    return f"{value:.2g} s" if value >= 1.0 else f"{1000 * value:.0f} ms"
 
 
 def _rate(value: float | None) -> str:

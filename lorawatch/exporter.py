@@ -66,7 +66,7 @@ class Watching(Protocol):
 
     @property
     def notes(self) -> Mapping[str, str]:
-        """What cannot be seen of the machine, one line each, to the name of the run that it was first missed for."""
+        """What was found out of the machine and what cannot be seen of it, one line each, to the run's name."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lorawatch.cards import is_desktop
 from lorawatch.findings import Adjustment
 from lorawatch.remedies import look
 from lorawatch.run import Run
@@ -27,7 +28,7 @@ def of_the_cards(run: Run) -> list[Adjustment]:
                     f"its clocks are held down{heat}: {reasons}", confidence="high",
                 )
             )  # fmt: skip
-        others = [process for process in card.processes if process.own is False]
+        others = [process for process in card.processes if process.own is False and not is_desktop(process)]
         if others:
             names = ", ".join(f"{process.name or 'pid'} {process.pid}" for process in others[:3])
             found.append(look(f"move the other processes away from GPU {card.index}: {names}", "they share its time"))

@@ -73,8 +73,8 @@ class MachineWatch:
             if readings:
                 run.observe(readings)
                 fresh = True
-            for problem in observers[run.path].problems:
-                self._watch.notes.setdefault(problem, run.name)
+            for note in observers[run.path].notes:
+                self._watch.notes.setdefault(note, run.name)
         return fresh
 
 
@@ -88,9 +88,13 @@ class _Observer:
         self._machine: RunMachine | None = None
 
     @property
-    def problems(self) -> list[str]:
+    def notes(self) -> list[str]:
+        """Which process trains, and what cannot be seen: one line each."""
+        finder = self._finder
         found = list(self._machine.problems) if self._machine is not None else []
-        return [*found, *(self._finder.problems if self._finder is not None else ())]
+        if finder is None:
+            return found
+        return [*found, *finder.problems, *([] if finder.trainer is None else [finder.trainer.evidence])]
 
     def look(self, run: RunWatch, now: float, age: float) -> list[Reading]:
         files = _files(run)

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 from lorawatch.cards import size
 from lorawatch.findings import Adjustment, Confidence
-from lorawatch.parameters import library_version
+from lorawatch.parameters import NEWEST, library_version
 from lorawatch.records import AllocatorReading
 from lorawatch.remedies import LARGEST_BATCH, effective_batch, is_adapter, look
 from lorawatch.run import PREFERENCE, REINFORCEMENT, Kind, Run
 
 
-def less_memory(run: Run, tokens: float | None = None) -> list[Adjustment]:
+def less_memory(run: Run, tokens: float | None = None, *, segments: bool = True) -> list[Adjustment]:
     """All that lowers the peak and is not so already, in order of what it costs.
 
     Args:
         run: The run whose facts tell what is so already, and the sizes.
         tokens: Tokens of the largest micro-batch, padding included; by the facts where None.
+        segments: Name the allocator's setting as well. It spares memory that torch holds beyond its tensors, and does
+            nothing for a figure that this has been taken off.
     """
     tokens = batch_tokens(run) if tokens is None else tokens
     dynamic = step_memory(run.allocator)
     found = [
         *vllm_share(run),
-        expandable_segments(run, "gives back what torch holds in pieces that fit nothing; costs next to nothing"),
+        expandable_segments(run, "spares what torch holds in pieces that fit nothing; costs next to nothing")
+        if segments
+        else None,
         liger(run, tokens),
         checkpointing(run, tokens, dynamic),
         *smaller_micro_batch(run, dynamic),
@@ -63,9 +67,10 @@ def expandable_segments(run: Run, why: str, *, confidence: Confidence = "medium"
     """The allocator's setting against fragmentation, by the name that the run's torch reads.
 
     torch 2.9 named ``PYTORCH_ALLOC_CONF`` first, but 2.9.1 does not heed it for this setting (pytorch issue 183387);
-    2.11 does. The older name works in all of them, 2.13 included.
+    2.11 does. The older name works in all of them, 2.13 included: it stands where the version is not known.
     """
-    name = "PYTORCH_ALLOC_CONF" if library_version(run, "torch") >= (2, 11) else "PYTORCH_CUDA_ALLOC_CONF"
+    version = library_version(run, "torch")
+    name = "PYTORCH_ALLOC_CONF" if (2, 11) <= version < NEWEST else "PYTORCH_CUDA_ALLOC_CONF"
     return Adjustment(
         "", proposed=f"set {name}=expandable_segments:True in the environment before the start", why=why,
         confidence=confidence, apply="check",
@@ -115,7 +120,7 @@ def liger(run: Run, tokens: float | None) -> Adjustment | None:
         why += f": by the formula {size(8 * elements)} to {size(12 * elements)} of the peak (± 25 %)"
     return Adjustment(
         "use_liger_kernel", current=run.fact("use_liger_kernel"), proposed=True, why=why, confidence="medium",
-        apply="resume", cost="needs the package liger-kernel, and a model that it knows",
+        apply="resume", cost="the package liger-kernel, and a model that it knows",
     )  # fmt: skip
 
 
@@ -195,7 +200,7 @@ def eight_bit_optimizer(run: Run) -> Adjustment | None:
         why += ": little for an adapter"
     return Adjustment(
         "optim", current=run.fact("optim"), proposed="paged_adamw_8bit", why=why,
-        confidence="low" if is_adapter(run) else "medium", cost="needs the package bitsandbytes",
+        confidence="low" if is_adapter(run) else "medium", cost="the package bitsandbytes",
     )  # fmt: skip
 
 
@@ -213,7 +218,7 @@ def four_bit_base(run: Run) -> Adjustment | None:
         why += f": about {size((total - trained) * ((1 if eight else 2) - 0.5625))} less"
     return Adjustment(
         "load_in_4bit", current=run.fact("load_in_4bit"), proposed=True, why=why + " (BitsAndBytesConfig, nf4)",
-        confidence="medium", cost="a slower step, and a little quality; needs the package bitsandbytes",
+        confidence="medium", cost="a slower step, a little quality, and the package bitsandbytes",
     )  # fmt: skip
 
 
@@ -228,7 +233,7 @@ def smaller_rank(run: Run) -> list[Adjustment]:
     return [
         Adjustment(
             "r", current=rank, proposed=rank // 2, why=why, confidence="low", direction="down",
-            cost="capacity of the adapter",
+            cost="half the capacity of the adapter",
         ),
         Adjustment(
             "lora_alpha", current=alpha, proposed=alpha // 2 if alpha and alpha > 1 else "half of it", confidence="low",
@@ -250,7 +255,8 @@ def larger_micro_batch(run: Run, why: str, *, busy: bool) -> list[Adjustment]:
         Adjustment(
             "per_device_train_batch_size", current=rows, proposed=rows * 2 if rows else "twice it", why=why,
             confidence=confidence, apply="resume", direction="up",
-            cost="" if divisible else "a larger effective batch: fewer optimizer steps an epoch",
+            cost="up to twice the memory of a step"
+            + ("" if divisible else ", and a larger effective batch: fewer optimizer steps an epoch"),
         )
     ]  # fmt: skip
     if divisible and steps is not None:

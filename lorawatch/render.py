@@ -154,7 +154,9 @@ def adjustment_text(adjustment: Adjustment) -> str:
     return f"{adjustment.parameter}: {current}{value_text(adjustment.proposed)}"
 
 
-def finding_text(finding: Finding, symptoms: Sequence[Finding] = (), *, verbose: bool = False) -> str:
+def finding_text(
+    finding: Finding, symptoms: Sequence[Finding] = (), *, verbose: bool = False, width: int = WIDTH
+) -> str:
     """One finding as a few lines of text: what, why with numbers, what to change; its symptoms folded under it.
 
     What has resolved needs no change any more: its adjustments are shown only when ``verbose``.
@@ -164,19 +166,22 @@ def finding_text(finding: Finding, symptoms: Sequence[Finding] = (), *, verbose:
         steps += f", resolved at {finding.resolved_step}"
     mark = "" if finding.maturity == "stable" else ", experimental"
     lines = [f"{finding.severity.label.upper():<8} {finding.title}  [{finding.rule}, {steps}{mark}]"]
-    lines += _wrap(finding.summary, "         ")
+    lines += _wrap(finding.summary, "         ", width=width)
     for adjustment in finding.adjustments if verbose or finding.state == "firing" else ():
         head = "next" if adjustment.next else "then" if adjustment.parameter else "look"
         apply = "" if adjustment.apply in ("restart", "check") else f", {adjustment.apply}"
         text = f"{adjustment_text(adjustment)} – {adjustment.why}"
         extra = "; ".join(
-            part for part in (adjustment.cost and f"costs {adjustment.cost}", adjustment.conflicts) if part
+            part for part in (adjustment.cost and f"cost: {adjustment.cost}", adjustment.conflicts) if part
         )
         text += f" ({adjustment.confidence} confidence{apply}{'; ' + extra if extra else ''})"
-        lines += _wrap(text, "           ", first=f"    {head}:  ")
+        lines += _wrap(text, "           ", first=f"    {head}:  ", width=width)
     for symptom in symptoms:
         lines += _wrap(
-            f"{symptom.title} [{symptom.rule}, step {symptom.opened_step}]", "           ", first="    with:  "
+            f"{symptom.title} [{symptom.rule}, step {symptom.opened_step}]",
+            "           ",
+            first="    with:  ",
+            width=width,
         )
     return "\n".join(lines)
 
@@ -209,11 +214,11 @@ def run_heading(name: str, run: Run) -> str:
     return f"{printable(name)}: {run.kind.value}, {run.rows} rows, steps {first} to {run.step}{total}{estimated}"
 
 
-def engine_text(engine: Engine, *, verbose: bool = False) -> list[str]:
-    """What an engine found, as lines of text."""
+def engine_text(engine: Engine, *, verbose: bool = False, width: int = WIDTH) -> list[str]:
+    """What an engine found, as lines of text of at most ``width`` characters, where its words allow it."""
     lines: list[str] = []
     for finding, symptoms in grouped(engine.findings):
-        lines.append(finding_text(finding, symptoms, verbose=verbose))
+        lines.append(finding_text(finding, symptoms, verbose=verbose, width=width))
     if not engine.findings:
         lines.append("no findings")
     for rule, error in engine.rule_errors.items():
@@ -231,15 +236,15 @@ def engine_text(engine: Engine, *, verbose: bool = False) -> list[str]:
     return lines
 
 
-def watches_text(watches: Iterable[RunWatch], *, verbose: bool = False) -> str:
-    """What was found in each run, for a person; empty when there is none."""
+def watches_text(watches: Iterable[RunWatch], *, verbose: bool = False, width: int = WIDTH + 2) -> str:
+    """What was found in each run, for a person, in lines of ``width`` characters; empty when there is none."""
     blocks: list[str] = []
     for watch in watches:
         for index, engine in enumerate(watch.engines):
             lines = [run_heading(watch.run_name(index), engine.run)]
             if verbose:
                 lines += [f"  {line}" for line in _verbose(watch, engine)]
-            for block in engine_text(engine, verbose=verbose):
+            for block in engine_text(engine, verbose=verbose, width=width - 2):
                 lines.append(textwrap.indent(block, "  "))
             if watch.skipped_lines and index == 0:
                 lines.append(f"  {watch.skipped_lines} lines could not be read and were skipped")
@@ -289,7 +294,7 @@ def _finding_markdown(finding: Finding, symptoms: Sequence[Finding]) -> list[str
         for adjustment in finding.adjustments:
             head = "**next**" if adjustment.next else "then" if adjustment.parameter else "look"
             change, why = _markdown(adjustment_text(adjustment)), _markdown(adjustment.why)
-            why += f"; costs {_markdown(adjustment.cost)}" if adjustment.cost else ""
+            why += f"; cost: {_markdown(adjustment.cost)}" if adjustment.cost else ""
             why += f"; {_markdown(adjustment.conflicts)}" if adjustment.conflicts else ""
             lines.append(f"| {head} | {change} | {why} | {adjustment.confidence} |")
         lines.append("")
@@ -305,9 +310,9 @@ def _markdown(text: str) -> str:
     return escaped
 
 
-def _wrap(text: str, indent: str, first: str | None = None) -> list[str]:
+def _wrap(text: str, indent: str, first: str | None = None, *, width: int = WIDTH) -> list[str]:
     return textwrap.wrap(
-        printable(text), WIDTH, initial_indent=indent if first is None else first, subsequent_indent=indent,
+        printable(text), width, initial_indent=indent if first is None else first, subsequent_indent=indent,
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
 

@@ -353,8 +353,9 @@ class Run:
 
     @property
     def typical_step_seconds(self) -> float | None:
-        """Median seconds of the last steps that were timed; None before five of them."""
-        return median(self.step_seconds) if len(self.step_seconds) >= 5 else None
+        """Median seconds of the last steps that were timed; None before five of them, or two means from outside."""
+        outside = self.timing is not None and not self.timing.steps
+        return median(self.step_seconds) if len(self.step_seconds) >= (2 if outside else 5) else None
 
     @property
     def seconds_left(self) -> float | None:

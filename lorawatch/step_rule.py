@@ -37,6 +37,11 @@ class StepRule(Rule):
         """What thresholds are multiplied by: less than 1 while the verdict is a breach."""
         return 1.0 if self.verdict is None else EASED
 
+    def unseen(self, run: Run) -> tuple[str, ...]:
+        """For ``missing``: that no times within the steps came; empty where some did."""
+        inside = self.steps or (run.timing is not None and run.timing.steps)
+        return () if inside else ("times within the steps (only the callback takes them)",)
+
     def judge(self, timing: Any, run: Run, /) -> Breach | None:
         """Take in the steps of a record; the worst of what was decided on the way, or else what was decided before."""
         worst, decided = None, False

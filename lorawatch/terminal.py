@@ -103,7 +103,7 @@ class PlainView:
         if change in ("opened", "escalated", "reopened"):
             for adjustment in finding.adjustments:
                 if adjustment.next:
-                    cost = f"; costs {adjustment.cost}" if adjustment.cost else ""
+                    cost = f"; cost: {adjustment.cost}" if adjustment.cost else ""
                     self._print(
                         f"{watched.name} next: {adjustment_text(adjustment)} – {adjustment.why} "
                         f"({adjustment.apply}, {adjustment.confidence} confidence{cost})"
@@ -143,7 +143,9 @@ class PlainView:
             self._said[watched.path] = mark
             total = f" of {run.max_steps}" if run.max_steps else ""
             values = "".join(f", {name} {number(value)}" for name in _SHOWN if (value := run.last(name)) is not None)
-            self._print(f"{watched.name} step {run.step}{total}{values}{machine_words(run)}")
+            seconds = run.typical_step_seconds
+            pace = "" if seconds is None else f", {number(seconds)} s/step"
+            self._print(f"{watched.name} step {run.step}{total}{values}{pace}{machine_words(run)}")
         if run.ended != (watched.path in self._ended):
             self._ended ^= {watched.path}
             self._print(f"{watched.name} {'ended' if run.ended else 'goes on'} at step {run.step}")

@@ -30,7 +30,7 @@ def advice(engine: Engine, width: int, detail: int) -> list[Line]:
         first, *more = wrapped(change, width, 6, BOLD)
         lines.append(spread([("Next  ", NEXT), (change, BOLD)], [(terms, DIM)], width) if beside else _headed(first))
         lines += more
-        why = clean(chosen.why) + (f". Costs: {clean(chosen.cost, 200)}" if chosen.cost else "")
+        why = clean(chosen.why) + (f". Cost: {clean(chosen.cost, 200)}" if chosen.cost else "")
         lines += wrapped(why if beside else f"{why} ({terms})", width, 6, most=1 if detail == 0 else 3)
     shown = (0, 1, 2, 4)[detail]
     hidden = len(others) - shown

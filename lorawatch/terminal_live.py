@@ -17,6 +17,7 @@ from lorawatch import terminal_panels as panels
 from lorawatch.engine import Change
 from lorawatch.exporter import Watched, Watching
 from lorawatch.findings import Finding, Severity
+from lorawatch.render import printable
 from lorawatch.terminal_advice import advice
 from lorawatch.terminal_history import RunHistory
 from lorawatch.terminal_machine import machine
@@ -44,6 +45,7 @@ _MIN_WIDTH = 18
 _MAX_CURVE = 16
 _MIN_CURVE = 4
 _MAX_HISTORIES = 64
+_MAX_SUMMARY_LINE = 2_000
 _COLOR_SYSTEMS = {
     "standard": ColorSystem.STANDARD, "256": ColorSystem.EIGHT_BIT, "truecolor": ColorSystem.TRUECOLOR,
 }  # fmt: skip
@@ -247,6 +249,5 @@ def _margin(lines: list[Line]) -> list[Line]:
 
 
 def _cleaned_line(words: str) -> Text:
-    """A line of a summary: its indent is kept."""
-    body = words.lstrip(" ")
-    return Text(" " * (len(words) - len(body)) + clean(body, 2000), PLAIN)
+    """A line of a summary: its spaces are kept, they align it."""
+    return Text(printable(words)[:_MAX_SUMMARY_LINE], PLAIN)

@@ -101,10 +101,14 @@ def _host(host: HostReading) -> list[Part]:
         tell("RAM free", f"{size(host.memory_available)}{of}", alarm=host.memory_available < 0.1 * total)
     if host.cpu is not None:
         of = f" of {host.cpus:.3g}" if host.cpus else ""
-        tell("cores", f"{host.cpu:.1f}{of}")
+        own = sum(one.cpu or 0.0 for one in host.processes)
+        tell("cores", f"{host.cpu:.1f}{of}" + (f" ({own:.1f} by this run)" if host.processes else ""))
+    trainer = next((one for one in host.processes if one.role == "trainer"), None)
+    if trainer is not None:
+        tell("trainer", f"pid {trainer.pid}" + ("" if trainer.rss is None else f" {size(trainer.rss)}"))
     workers = [one for one in host.processes if one.role == "worker"]
     if workers:
-        tell("workers", f"{len(workers)} on {sum(one.cpu or 0.0 for one in workers):.1f} cores")
+        tell("workers", f"{len(workers)} on {sum(one.cpu or 0.0 for one in workers):.2g} cores")
     if host.disk_free is not None:
         needed = 2 * (host.checkpoint_bytes or 0)
         tell("disk free", size(host.disk_free), alarm=host.disk_free < needed)

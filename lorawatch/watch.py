@@ -68,7 +68,7 @@ class FolderWatch:
         timed: Measure the time that each rule takes.
 
     Attributes:
-        notes: What cannot be seen of the machine, one line each, to the run that it was first missed for.
+        notes: What was found out of the machine and what cannot be seen of it, one line each, to the run's name.
     """
 
     def __init__(self, path: Path, rules: RuleSet, *, timed: bool = False) -> None:

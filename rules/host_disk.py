@@ -13,6 +13,7 @@ from lorawatch.records import GpuReading, HostReading, MetricRow, StepTiming
 from lorawatch.remedies import look
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import Run
+from lorawatch.spans import Lasting
 from lorawatch.stats import theil_sen
 
 SPACING = 60.0
@@ -20,6 +21,8 @@ SPACING = 60.0
 POINTS = 60
 """Points of the trend: an hour."""
 LEAST_POINTS = 30
+WRITTEN = 120.0
+"""Seconds for which room must lack where checkpoints are deleted: longer than one is written, as a rule."""
 
 
 @dataclass(slots=True)
@@ -33,9 +36,13 @@ class HostDisk(Rule):
     ## How it decides
     Where the size of a checkpoint is known, and another one is to come:
 
-    - free space below 2 checkpoints is a warning, below 1.2 critical;
+    - free space below 2 checkpoints is a warning, below 1.2 critical. Once there are as many as `save_total_limit`
+      allows, each save needs the room of one, which it gives back: then only below 1.2, for 120 s, for it is taken while
+      a checkpoint is written;
     - the saves that are left would need more than is free: a warning that names the step at which it is full. A save
       at each `save_steps` (or epoch) and at the end; with `save_total_limit`, one more than the limit at a time.
+
+    Nothing is judged while a checkpoint is written, where that is known.
 
     Where it is not known:
 
@@ -67,6 +74,8 @@ class HostDisk(Rule):
     floor: float = param(0.05, unit="ratio", help="Share of the disk below which free space is worth a word.")
     points: deque[float] = state(lambda: deque(maxlen=POINTS))
     last: float | None = state(lambda: None)
+    lacking: Lasting = state(Lasting)
+    told: Breach | None = state(lambda: None)
 
     def missing(self, run: Run) -> tuple[str, ...]:
         """The free space."""
@@ -80,7 +89,9 @@ class HostDisk(Rule):
             return None
         checkpoint = reading.checkpoint_bytes
         if checkpoint is not None and checkpoint > 0:
-            return self._room(free, checkpoint, reading, run)
+            if reading.phase != "saving":
+                self.told = self._room(free, checkpoint, reading, run)
+            return self.told
         if run.training:  # a data set that is prepared before fills the disk once, and no further
             self._keep(free, reading.time)
         total = reading.disk_total
@@ -123,11 +134,17 @@ class HostDisk(Rule):
             return None
         eased = self.easing
         needed = left if left is None else _kept(left, step, every, run)
+        steady = _limit_reached(step, every, run)
         full_at = None
-        if needed is not None and every is not None and needed * checkpoint > free * eased:
+        if steady:
+            lacks = free < self.critical * checkpoint / max(eased, 0.9)  # room for two would never be there
+            if not self.lacking.held(lacks, reading.time, WRITTEN if eased == 1.0 else 0.0):
+                return None
+            full_at = (step // (every or 1) + 1) * (every or 1) if free < checkpoint else None
+        elif needed is not None and every is not None and needed * checkpoint > free * eased:
             full_at = (step // every + free // checkpoint + 1) * every
             full_at = full_at if run.max_steps is None else min(full_at, run.max_steps)
-        if free * eased >= self.short * checkpoint and full_at is None:
+        if not steady and free * eased >= self.short * checkpoint and full_at is None:
             return None
         words = f"{size(free)} are free, and a checkpoint takes {size(checkpoint)}"
         if full_at is not None:
@@ -203,6 +220,12 @@ def _kept(left: int, step: int, every: int | None, run: Run) -> int:
     if limit is None or limit < 1 or every is None:
         return left
     return min(left, max(int(limit) - step // every, 0) + 1)
+
+
+def _limit_reached(step: int, every: int | None, run: Run) -> bool:
+    """Whether there are as many checkpoints as are kept, so that each new one takes the place of another."""
+    limit = run.number("save_total_limit")
+    return limit is not None and limit >= 1 and every is not None and step // every >= limit
 
 
 def _on(reading: HostReading) -> str:

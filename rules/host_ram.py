@@ -56,9 +56,10 @@ class HostRam(Rule):
     workers, that is the likely cause.
 
     ## What to change
-    Fewer `dataloader_num_workers`; arrays or Arrow in place of Python lists and dictionaries in the data set (their
-    reference counts are written to when read, which copies the page); `keep_in_memory=False`. For a trainer that grows:
-    what it collects, such as losses with their graph, or predictions (`eval_accumulation_steps`).
+    By who holds or grows. The workers: fewer `dataloader_num_workers`; arrays or Arrow in place of Python lists and
+    dictionaries in the data set (their reference counts are written to when read, which copies the page);
+    `keep_in_memory=False`. The trainer: what it collects, such as losses with their graph, or predictions
+    (`eval_accumulation_steps`). Neither: what else runs on the machine.
 
     ## Known false alarms
     Other users of a shared machine. Caches that the system counts as taken although it could free them.
@@ -114,16 +115,17 @@ class HostRam(Rule):
     def advise(self, breach: Breach, run: Run) -> list[Adjustment]:
         """By who takes or grows."""
         who = breach.evidence["who"]
-        workers = run.number("dataloader_num_workers")
+        stated = run.number("dataloader_num_workers")
+        workers = breach.evidence["workers_seen"] if stated is None else int(min(max(stated, 0.0), 1e6))
         advice: list[Adjustment] = []
-        if who == "workers" or (breach.evidence["case"] != "growth" and (workers or 0.0) > 1):
+        if who == "workers":
             if workers is None or workers > 1:
                 advice.append(
                     Adjustment(
-                        "dataloader_num_workers", current=workers and int(workers),
-                        proposed=int(workers // 2) if workers else "half of them", direction="down", apply="resume",
-                        confidence="medium", why="each worker is a process that comes to hold its own copy of the data "
-                        "set's Python objects", cost="slower loading, where that is what training waits for",
+                        "dataloader_num_workers", current=workers, proposed=workers // 2 if workers else "half of them",
+                        direction="down", apply="resume", confidence="medium",
+                        why="each worker is a process that comes to hold its own copy of the data set's Python objects",
+                        cost="slower loading, where that is what training waits for",
                     )
                 )  # fmt: skip
             advice.append(
@@ -190,6 +192,7 @@ class HostRam(Rule):
         evidence: dict[str, Any] = {
             "case": case, "available_bytes": reading.memory_available, "total_bytes": reading.memory_total,
             "trainer_bytes": trainer, "worker_bytes": workers, "who": _largest(reading, trainer, workers),
+            "workers_seen": _workers_seen(reading.processes),
         }  # fmt: skip
         return Breach(words, evidence | more, severity)
 
@@ -252,6 +255,12 @@ def _resident(processes: list[ProcessReading]) -> tuple[float | None, float | No
     trainers = [float(one.rss) for one in processes if one.rss is not None and one.role != "worker"]
     workers = [float(one.rss) for one in processes if one.rss is not None and one.role == "worker"]
     return sum(trainers) if trainers else None, sum(workers) if workers else None
+
+
+def _workers_seen(processes: list[ProcessReading]) -> int | None:
+    """Data-loader workers of each trainer; None where no trainer is seen."""
+    trainers = sum(one.role != "worker" for one in processes)
+    return round((len(processes) - trainers) / trainers) if trainers else None
 
 
 def _largest(reading: HostReading, trainer: float | None, workers: float | None) -> str:

@@ -46,7 +46,8 @@ class PerfDataWait(StepRule):
     ## What to change
     More `dataloader_num_workers`, as many as the measured times ask for, no more than there are processors for each
     GPU, and 16 at most. Where that is not the cause: tokenise before training, copy the data to a local disk.
-    `dataloader_persistent_workers` and `dataloader_prefetch_factor` smooth the flow, and add no throughput.
+    `dataloader_persistent_workers` and `dataloader_prefetch_factor` smooth the flow, and add no throughput: they are
+    named as things to look at.
 
     ## Known false alarms
     With more than 16 workers that deliver in bursts, fewer than three waits fall into the window, and it stays quiet.
@@ -78,7 +79,9 @@ class PerfDataWait(StepRule):
     def missing(self, run: Run) -> tuple[str, ...]:
         """Waits of a whole window."""
         known = len(self.waits)
-        return () if known >= WINDOW else (f"data waits of {WINDOW} steps ({known} so far)",)
+        if known >= WINDOW:
+            return ()
+        return self.unseen(run) or (f"data waits of {WINDOW} steps ({known} so far)",)
 
     def judge(self, record: Any, run: Run, /) -> Breach | None:
         """Take in steps, and beside them what the machine did."""
@@ -156,8 +159,9 @@ class PerfDataWait(StepRule):
         load = found.load
         seconds = [one + other for one, other in zip(self.waits, self.works, strict=True)]
         return Breach(
-            f"training waits for data {100 * share:.0f} % of the time ({_seconds(wait)} of {_seconds(wait + work)} a "
-            f"step, mean of {WINDOW}); likely cause: {found.cause} ({found.words}); without the wait a step could be "
+            f"training waits for data {100 * share:.0f} % of the time ({data_wait.seconds(wait)} of "
+            f"{data_wait.seconds(wait + work)} a "
+            f"step, mean of {WINDOW}); {found.told}; without the wait a step could be "
             f"{1.0 / (1.0 - share):.2g} times as fast at most",
             {
                 "share": share, "wait_seconds": wait, "work_seconds": work, "cause": found.cause,
@@ -174,7 +178,3 @@ def _without_outliers(waits: Sequence[float]) -> float:
     """Sum of the waits, each counted as at most the third-longest of them."""
     longest = nlargest(3, waits)
     return sum(waits) - sum(longest) + 3 * longest[-1]
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.2g} s" if value >= 1.0 else f"{1000 * value:.0f} ms"

@@ -57,7 +57,9 @@ class PerfOverhead(StepRule):
 
     def missing(self, run: Run) -> tuple[str, ...]:
         """Enough steps."""
-        return () if self.steps >= LEAST_STEPS else (f"the times of {LEAST_STEPS} steps ({self.steps} so far)",)
+        if self.steps >= LEAST_STEPS:
+            return ()
+        return self.unseen(run) or (f"the times of {LEAST_STEPS} steps ({self.steps} so far)",)
 
     def judge(self, timing: StepTiming, run: Run, /) -> Breach | None:
         """Add up what is known of the time after the steps, then take in the steps."""
@@ -96,7 +98,7 @@ class PerfOverhead(StepRule):
         advice: list[Adjustment] = []
         for part in sorted(shares, key=lambda one: -shares[one]):
             if shares[part] >= 0.03:
-                advice += _REMEDIES[part](run, f"{part} takes {100 * shares[part]:.0f} % of the time")
+                advice += _REMEDIES[part](run, f"{part} {_TAKE[part]} {100 * shares[part]:.0f} % of the time")
         return advice
 
     def _breach(self, wall: float) -> Breach:
@@ -144,7 +146,7 @@ def _evaluation(run: Run, why: str) -> list[Adjustment]:
             Adjustment(
                 "eval_steps", current=steps, proposed=int(2 * steps) if steps and steps >= 1 else "twice as many",
                 direction="up", confidence="medium", apply="resume", why=why,
-                cost="detail: a turning point is seen later",
+                cost="a turning point of the evaluation is seen later",
             ),
         )  # fmt: skip
     return advice
@@ -158,7 +160,7 @@ def _logging(run: Run, why: str) -> list[Adjustment]:
             0,
             Adjustment(
                 "logging_steps", current=steps, proposed=10, direction="up", confidence="medium", apply="resume",
-                why=why, cost="detail: a spike is averaged over 10 steps",
+                why=why, cost="a spike is averaged over 10 steps",
             ),
         )  # fmt: skip
     return advice
@@ -168,4 +170,5 @@ def _callbacks(_: Run, why: str) -> list[Adjustment]:
     return [look("look at the callbacks' on_step_end, and at what they do there at every step", why)]
 
 
+_TAKE = {"saving": "takes", "evaluation": "takes", "logging": "takes", "callbacks": "take"}
 _REMEDIES = {"saving": _saving, "evaluation": _evaluation, "logging": _logging, "callbacks": _callbacks}

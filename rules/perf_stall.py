@@ -11,9 +11,14 @@ from lorawatch.records import GpuReading, HostReading, MetricRow, StepTiming
 from lorawatch.remedies import look
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import Run
+from lorawatch.spans import Lasting
 
 GONE = 30.0
 """Seconds for which a trainer must be gone: its last words may be read after it."""
+ASLEEP = 0.01
+"""Cores below which a process does nothing."""
+SILENT = 1e5
+"""Bytes a second below which the network carries nothing that a run could wait for: the machine's own chatter."""
 
 
 @dataclass(slots=True)
@@ -29,21 +34,24 @@ class PerfStall(Rule):
 
     - During an evaluation or a save, or where the GPU is at work (20 % utilisation or more, with 40 % or more of its
       power limit, where that is told), or where it is not known what the trainer does and no GPU shows that it does
-      nothing, 1800 s stand in place of 300 s.
+      nothing, 1800 s stand in place of 300 s. Not where all of its processes have slept for 300 s (below 0.01 cores
+      each, none waits for a disk), the network carried less than 100 kB/s meanwhile, and no GPU is at work.
     - From outside, where signs may be far apart, at least three times the longest silence that ended so far.
     - Before the first step, 1200 s: loading a model, tokenising a data set take long. Not where the GPU is at work.
+      From outside (`lorawatch tail`) nothing is judged before the first row.
     - Or the trainer's process has been gone for 30 s, and the run did not end. Where its length is not known it may
       have ended without a word: a warning then.
 
     ## What to change
     See where it stands (`py-spy dump`), on each rank: a rank that waits in a collective waits for one that does
-    something else. Then what fits: workers that are stuck, a collective, storage that does not answer.
+    something else. Then what fits: workers that are stuck, a collective, storage that does not answer. Resume from the
+    last checkpoint; a run that has not begun loses nothing when it is started again.
 
     ## Known false alarms
     A silent stop of more than 5 minutes in a script of one's own, between two phases of training.
 
     ## Sources
-    SageMaker's profiler allows 20 minutes for the start. 10 steps, 300 and 1800 s are choices. A card that waits in a
+    SageMaker's profiler allows 20 minutes for the start. 10 steps, 300 and 1800 s, 0.01 cores and 100 kB/s are choices. A card that waits in a
     collective shows 100 % utilisation at little power: NCCL's kernel spins.
     """
 
@@ -63,6 +71,7 @@ class PerfStall(Rule):
     idle: float = state(float)
     gone_since: float | None = state(lambda: None)
     available: float | None = state(lambda: None)
+    asleep: Lasting = state(Lasting)
 
     def missing(self, run: Run) -> tuple[str, ...]:
         """A sign of the trainer, or its process."""
@@ -79,6 +88,7 @@ class PerfStall(Rule):
         if reading.memory_available is not None and reading.memory_total:
             self.available = reading.memory_available / reading.memory_total
         idle = reading.idle
+        asleep = self.asleep.held(_sleeps(reading), reading.time, self.seconds)
         if idle is None:
             return None
         if idle < self.idle:  # the silence before has ended
@@ -86,7 +96,7 @@ class PerfStall(Rule):
         self.idle = idle
         if idle <= self.seconds:
             return None
-        limit = self._limit(reading, run)
+        limit = self._limit(reading, run, asleep=asleep)
         if not idle > limit:
             return None
         self.idle = 0.0  # a silence that was too long teaches nothing
@@ -94,11 +104,16 @@ class PerfStall(Rule):
 
     def advise(self, breach: Breach, run: Run) -> list[Adjustment]:
         """Where it stands; then what fits what is seen."""
-        resume = look(
-            "stop it, and resume from the last checkpoint: trainer.train(resume_from_checkpoint=True)",
-            "a process that is gone or stuck does not go on by itself",
-        )
-        if breach.evidence["case"] == "gone":
+        gone, begun = breach.evidence["case"] == "gone", breach.evidence["begun"]
+        again = "start it again" if gone else "stop it, and start it again"
+        resume = look(f"{again}: no step is lost", "it had not begun to train")
+        if begun:
+            again = "resume" if gone else "stop it, and resume"
+            resume = look(
+                f"{again} from the last checkpoint: trainer.train(resume_from_checkpoint=True)",
+                "a process that is gone or stuck does not go on by itself",
+            )
+        if gone:
             look_for = "look at the end of its output, and at dmesg -T for the kernel's out-of-memory killer"
             return [look(look_for, _of_memory(breach), confidence="high"), resume]
         pid = breach.evidence["pid"]
@@ -121,23 +136,20 @@ class PerfStall(Rule):
                     "1800 s", "a hanging collective then ends with an error that names it and the rank that is missing",
                 )
             )  # fmt: skip
-        workers = run.number("dataloader_num_workers")
-        if workers is None or workers > 0:
+        if breach.evidence["workers_seen"] or (run.number("dataloader_num_workers") or 0.0) > 0:
             advice.append(
-                Adjustment(
-                    "dataloader_num_workers", current=workers and int(workers), proposed=0, apply="resume",
-                    direction="down", confidence="low",
-                    why="to see whether the workers are stuck: with 0 the trainer loads the data itself",
-                    cost="slower, for the test only",
+                look(
+                    "where its workers may be stuck (py-spy shows it waiting for them): try dataloader_num_workers 0",
+                    "with 0 the trainer loads the data itself; slower, for the test only", confidence="low",
                 )
             )  # fmt: skip
         return [*advice, resume]
 
-    def _limit(self, reading: HostReading, run: Run) -> float:
+    def _limit(self, reading: HostReading, run: Run, *, asleep: bool) -> float:
         gpu = _gpu(run)
         if not run.training:  # a card at work trains without a word, or evaluates first
             return math.inf if gpu == "works" else self.start_seconds
-        stopped = gpu in ("idle", "spins") or (reading.phase == "training" and gpu != "works")
+        stopped = gpu in ("idle", "spins") or ((reading.phase == "training" or asleep) and gpu != "works")
         floor = self.seconds if stopped and reading.phase not in ("evaluation", "saving") else self.busy_seconds
         limit = max(floor, self.steps * (run.typical_step_seconds or 0.0))
         inside = run.timing is not None and run.timing.steps
@@ -160,7 +172,8 @@ class PerfStall(Rule):
             summary + state_of_gpu.get(gpu, ""),
             {"case": "silent", "idle_seconds": idle, "limit_seconds": limit, "phase": reading.phase or None,
              "typical_step_seconds": run.typical_step_seconds, "gpu": gpu or None,
-             "pid": None if trainer is None else trainer.pid, "waiting_for_disk": blocked},
+             "pid": None if trainer is None else trainer.pid, "waiting_for_disk": blocked, "begun": _begun(run),
+             "workers_seen": any(one.role == "worker" for one in reading.processes)},
         )  # fmt: skip
 
     def _gone(self, reading: HostReading, run: Run) -> Breach | None:
@@ -176,10 +189,11 @@ class PerfStall(Rule):
         if self.available is not None and self.available < 0.05:
             told.append(f"{100 * self.available:.0f} % of the machine's memory was available before")
         return Breach(
-            f"the trainer's process is gone for {reading.time - since:.0f} s or more, at {_step(reading, run)}; it "
-            "did not say that it ended" + "".join(f"; {words}" for words in told),
+            f"the trainer's process is gone for {reading.time - since:.0f} s or more, "
+            + (f"at {_step(reading, run)}; it did not say that it ended" if _begun(run) else "before its first step")
+            + "".join(f"; {words}" for words in told),
             {"case": "gone", "step": step, "max_steps": run.max_steps, "memory_available": self.available,
-             "ooms": ooms},
+             "ooms": ooms, "begun": _begun(run)},
             Severity.CRITICAL if run.max_steps is not None else Severity.WARNING,
         )  # fmt: skip
 
@@ -198,6 +212,19 @@ def _gpu(run: Run) -> str:
     if card.power < 0.4 * card.power_limit:
         return "spins" if used >= 0.95 else ""
     return "works" if used >= 0.2 else ""
+
+
+def _sleeps(reading: HostReading) -> bool:
+    """Whether all of the run's processes do nothing, wait for no disk, and the network carries nothing either."""
+    rates = (reading.receive_rate, reading.send_rate)
+    return bool(reading.processes) and all(
+        one.cpu is not None and one.cpu < ASLEEP and one.waiting_for_disk <= 0.0 for one in reading.processes
+    ) and all(rate is not None and rate < SILENT for rate in rates)  # fmt: skip
+
+
+def _begun(run: Run) -> bool:
+    """Whether steps were taken, in this process or in the one that it resumes."""
+    return run.training or run.step > 0 or run.resumed_step is not None
 
 
 def _step(reading: HostReading, run: Run) -> str:

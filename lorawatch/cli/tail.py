@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -123,7 +124,7 @@ def follow(watch: FolderWatch, view: View, wait: Callable[[], object], machine: 
                 wait()
         watch.finish()
         view.update(watch)
-        summary = watches_text(watch.runs)
+        summary = watches_text(watch.runs, width=min(shutil.get_terminal_size((102, 24)).columns, 102))
     finally:
         view.close(summary)  # whatever happened, the terminal is left as it was
 

@@ -21,13 +21,15 @@ class BatchSizes:
     accelerate fetches one batch ahead: what was made last is not what is trained on now. Batches are worked off in the
     order in which they were made, so that a queue pairs them rightly.
 
+    The loader of an epoch that a resumed run takes up in its middle is another one: its sizes stay unknown.
+
     Args:
         accumulation: Micro-batches of an optimizer step.
     """
 
     def __init__(self, accumulation: int = 1) -> None:
         self._accumulation = max(accumulation, 1)
-        self._queue: deque[tuple[int, int | None]] = deque(maxlen=_KEPT)
+        self._queue: deque[tuple[int, int | None] | None] = deque(maxlen=_KEPT)
         self._made = 0
         self._epochs = 0
         self._restore: Callable[[], None] | None = None
@@ -73,10 +75,13 @@ class BatchSizes:
         if not queue:
             return None, None, None
         if self._accumulation == 1:
-            padded, tokens = queue.popleft()
-            return tokens, padded, padded
+            one = queue.popleft()
+            return (None, None, None) if one is None else (one[1], one[0], one[0])
         taken = [queue.popleft() for _ in range(min(self._accumulation, len(queue)))]
-        sizes_, counts = zip(*taken, strict=True)
+        known = [one for one in taken if one is not None]
+        if len(known) < len(taken):
+            return None, None, None
+        sizes_, counts = zip(*known, strict=True)
         return None if None in counts else sum(counts), sum(sizes_), max(sizes_)
 
     def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
@@ -84,16 +89,14 @@ class BatchSizes:
             try:
                 self._see(batch)
             except Exception:
-                self._queue.clear()  # an odd batch: better no sizes than wrong ones
+                self._queue.append(None)  # an odd batch keeps its place, or all that follow would be paired wrongly
             yield batch
 
     def _see(self, batch: Any) -> None:
         # Another step in each epoch: the first one may hold the longest rows.
         counted = (self._made // self._accumulation + 3 * self._epochs) % COUNTED_STEPS == 0
         self._made += 1
-        size = sizes(batch, counted=counted)
-        if size is not None:
-            self._queue.append(size)
+        self._queue.append(sizes(batch, counted=counted))
 
 
 def sizes(batch: Any, *, counted: bool = True) -> tuple[int, int | None] | None:

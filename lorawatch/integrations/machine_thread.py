@@ -15,6 +15,8 @@ from lorawatch.records import Reading, StepTiming
 
 INTERVAL = 1.0
 """Seconds between two looks."""
+LEFT_AFTER = 3
+"""Looks in a row at which training must seem to have been left, before it is believed."""
 TIMINGS_EVERY = 5
 """Looks between two times that the times of the steps are taken on."""
 
@@ -64,6 +66,7 @@ class MachineThread:
         self._machine: RunMachine | None = None
         self._said: set[str] = set()
         self._looks = 0
+        self._absent = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="lorawatch-machine", daemon=True)
 
@@ -85,13 +88,17 @@ class MachineThread:
         self._judge()
         progress = self._progress()
         if progress is None:
-            return False
+            self._absent += 1
+            return self._absent < LEFT_AFTER
+        self._absent = 0
         machine = self._prepare()
         readings = machine.tick(self._wall(), progress)
+        if self._stop.is_set():  # training has ended meanwhile: the rest is the loop's
+            return True
         self._looks += 1
         if readings or self._looks % TIMINGS_EVERY == 0:
             readings = [*self._timings(), *readings]
-        if readings and not self._stop.is_set():
+        if readings:
             self._take(readings)
             self._judge()
         for problem in machine.problems:

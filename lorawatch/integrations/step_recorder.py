@@ -37,7 +37,7 @@ ALLOCATOR_SECONDS = 1.0
 
 
 class _Taken(NamedTuple):
-    """What was taken of one step: its number, its wait, the moments in it, the sizes of its batches."""
+    """What was taken of one step: its number, its wait, the moments in it, its sizes, and the totals up to its end."""
 
     step: int
     wait: float | None
@@ -46,6 +46,10 @@ class _Taken(NamedTuple):
     end: float
     boundary: float
     sizes: tuple[int | None, int | None, int | None]
+    logging: float
+    evaluation: float
+    saving: float
+    saves: int
 
 
 class StepRecorder(TrainerCallback):
@@ -95,15 +99,20 @@ class StepRecorder(TrainerCallback):
         self._saves = 0
         self._handed_on = (0.0, 0.0, 0.0, 0)
         self._until: float | None = None
+        self._working = False  # within a step: what is logged there is not logged after it
+        self._taking = threading.Lock()
         self._last = 0
 
-    def attach(self) -> bool:
+    def attach(self, step: int = 0) -> bool:
         """Stand last among the trainer's callbacks, and let the owner stand first; False where that cannot be.
+
+        Args:
+            step: Steps done before, by a run that resumes.
 
         To be called from within an event of the owner: a callback is not told of its trainer, so that the handler of
         the callbacks is found as the one that is calling it.
         """
-        handler = _calling_handler()
+        handler = calling_handler()
         if handler is None:
             return False
         others = [one for one in handler.callbacks if one is not self._owner]
@@ -114,6 +123,7 @@ class StepRecorder(TrainerCallback):
         handler.callbacks = [self._owner, *others, self]
         self._handler = handler
         self._loop = _loop_around(handler)
+        self._last = step
         return True
 
     def detach(self) -> None:
@@ -133,13 +143,8 @@ class StepRecorder(TrainerCallback):
         """
         if self._loop is None:
             return True
-        thread, code = self._loop
-        frame = sys._current_frames().get(thread)
-        while frame is not None:
-            if frame.f_code is code:
-                return True
-            frame = frame.f_back
-        return False
+        # The stack of a thread that runs may change under the walk, and end where a generator has just yielded.
+        return any(_stands(*self._loop) for _ in range(3))
 
     def idle(self) -> float:
         """Seconds since the trainer last gave a sign."""
@@ -159,6 +164,7 @@ class StepRecorder(TrainerCallback):
             except Exception as error:
                 self._failed(error)
         self._wait = wait
+        self._working = True
         self.phase = "training"
         self._begin = self._optimizer = self._sign = now
 
@@ -169,7 +175,7 @@ class StepRecorder(TrainerCallback):
     def optimizer_ends(self) -> None:
         """The optimizer's step is done."""
         self._end = self._clock()
-        self._open = True
+        self._open, self._working = True, False
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An epoch begins: its first wait holds the start of the workers and one batch of look-ahead."""
@@ -177,8 +183,9 @@ class StepRecorder(TrainerCallback):
             now = self._clock()
             if self._open:
                 self._put_down(state.global_step)
-            if self._until is None:  # what was before training is no step's time
+            if self._until is None:  # what was before training, such as eval_on_start, is no step's time
                 self._until = now
+                self._handed_on = (self._logging, self._evaluation, self._saving, self._saves)
             self._sizes.begin_epoch()
             self._fresh = True
             self._boundary = self._sign = now
@@ -200,6 +207,9 @@ class StepRecorder(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         """A row was logged: by training, or by an evaluation, which logs before it says that it is over."""
         now = self._clock()
+        if self._working:  # by the user's own compute_loss
+            self._sign = now
+            return
         if self.phase == "evaluation" and "loss" not in (logs or {}):
             self._evaluation += now - self._boundary
         else:
@@ -224,6 +234,8 @@ class StepRecorder(TrainerCallback):
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A batch of an evaluation is done: a sign of life."""
         self._sign = self._clock()
+        if not self._working:
+            self.phase = "evaluation"
 
     def training_ends(self, step: int) -> None:
         """Training is over after ``step``."""
@@ -236,20 +248,23 @@ class StepRecorder(TrainerCallback):
         return self._pending[-1][0] if self._pending else self._last
 
     def timings(self) -> Iterator[StepTiming]:
-        """What was taken since the last call; for one thread at a time, whichever it is."""
-        while self._pending:
-            taken = [self._pending.popleft() for _ in range(min(len(self._pending), MOST_STEPS))]
-            yield self._timing(taken)
+        """What was taken since the last call, from whichever thread."""
+        with self._taking:
+            while self._pending:
+                taken = [self._pending.popleft() for _ in range(min(len(self._pending), MOST_STEPS))]
+                yield self._timing(taken)
 
     def _timing(self, taken: list[_Taken]) -> StepTiming:
-        now, self._last = self._clock(), taken[-1][0]
-        before, self._handed_on = self._handed_on, (self._logging, self._evaluation, self._saving, self._saves)
-        logging, evaluation, saving, saves = self._handed_on
-        seconds = None if self._until is None else round(now - self._until, 6)
-        self._until = now
+        last = taken[-1]
+        self._last = last.step
+        before = self._handed_on
+        self._handed_on = logging, evaluation, saving, saves = last.logging, last.evaluation, last.saving, last.saves
+        seconds = None if self._until is None else round(last.boundary - self._until, 6)
+        self._until = last.boundary
         allocator, self._allocator = self._allocator, None
+        ended = self._wall() - (self._clock() - last.boundary)
         return StepTiming(
-            step=self._last, span=len(taken), steps=[_step(one) for one in taken], seconds=seconds, time=self._wall(),
+            step=self._last, span=len(taken), steps=[_step(one) for one in taken], seconds=seconds, time=ended,
             logging=round(logging - before[0], 6), evaluation=round(evaluation - before[1], 6),
             saving=round(saving - before[2], 6), saves=saves - before[3], allocator=allocator,
         )  # fmt: skip
@@ -257,8 +272,24 @@ class StepRecorder(TrainerCallback):
     def _put_down(self, step: int) -> None:
         self._open = False
         self._pending.append(
-            _Taken(step, self._wait, self._begin, self._optimizer, self._end, self._boundary, self._sizes.take())
+            _Taken(
+                step,
+                self._wait,
+                self._begin,
+                self._optimizer,
+                self._end,
+                self._boundary,
+                self._sizes.take(),
+                self._logging,
+                self._evaluation,
+                self._saving,
+                self._saves,
+            )
         )
+
+    def __reduce__(self) -> tuple[type[TrainerCallback], tuple[()]]:
+        """A copy takes no times: it would hold the trainer and its model."""
+        return TrainerCallback, ()
 
     def _failed(self, error: Exception) -> None:
         self.detach()
@@ -276,6 +307,16 @@ def _step(taken: _Taken) -> Step:
     )
 
 
+def _stands(thread: int, code: CodeType) -> bool:
+    """Whether a frame of ``code`` stands on the stack of a thread, as far as one can see."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        if frame.f_code is code:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _callers() -> Iterator[FrameType]:
     frame = sys._getframe(1).f_back
     while frame is not None:
@@ -283,7 +324,7 @@ def _callers() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _calling_handler() -> Any:
+def calling_handler() -> Any:
     """The callback handler in whose event this is called; None when there is none."""
     for frame in islice(_callers(), 8):
         candidate = frame.f_locals.get("self")

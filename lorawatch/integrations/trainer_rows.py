@@ -15,14 +15,24 @@ def is_summary(logs: Mapping[str, Any]) -> bool:
 
 
 def row_of(step: int, logs: Mapping[str, Any], now: float | None) -> MetricRow | None:
-    """The numbers of one logged row. Tensors are left out: to read one would wait for the device."""
+    """The numbers of one logged row. Tensors are left out: to read one would wait for the device.
+
+    So is what no file could hold: names that are no text, and numbers beyond what a float can be.
+    """
     values: dict[str, float] = {}
     epoch: float | None = None
     for name, value in logs.items():
         if type(value) is not float:
             if isinstance(value, bool) or not isinstance(value, Real):
                 continue
-            value = float(value)  # noqa: PLW2901
+            try:
+                value = float(value)  # noqa: PLW2901
+            except OverflowError:
+                continue
+        if type(name) is not str:
+            continue
+        if not name.isascii():
+            name = name.encode("utf-8", "replace").decode("utf-8")  # noqa: PLW2901  (a lone surrogate)
         if name == "epoch":
             epoch = value
         elif name != "step":

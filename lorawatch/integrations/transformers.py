@@ -47,7 +47,7 @@ try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
     from lorawatch.integrations.speech import change_text, say
-    from lorawatch.integrations.step_recorder import StepRecorder
+    from lorawatch.integrations.step_recorder import StepRecorder, calling_handler
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "LoraWatchCallback needs transformers 4.46 or newer beside lorawatch: pip install transformers", name=error.name
@@ -121,6 +121,8 @@ class LoraWatchCallback(TrainerCallback):
         self._wanted: set[str] = set()
         # A crash within the second after a row must not hide what it showed. Weakly: nothing is kept alive for it.
         self._at_exit = partial(_judge_the_rest, weakref.ref(self))
+        self._process = os.getpid()
+        self._aside = False
         self._speaks = False
         self._several = False
 
@@ -134,10 +136,14 @@ class LoraWatchCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Begin to watch: collect facts, and take up the history of a run that resumes."""
-        self._leave()
+        self._finish_what_was_left()
+        self._aside = False
         self._speaks = state.is_world_process_zero
         self._several = args.world_size > 1
         if not self._speaks and not self.actions:
+            return
+        if self._another_watches():
+            say("lorawatch: two LoraWatchCallbacks watch this Trainer; the second one rests")
             return
         folder = Path(args.output_dir or ".")
         run = Run(folder.resolve().name or "run", str(folder))
@@ -152,7 +158,8 @@ class LoraWatchCallback(TrainerCallback):
             self._take(facts, LifecycleEvent("resumed", step=state.global_step, time=now))
         judgement.listen()
         if self._speaks and self.settings.machine:
-            self._watch_machine(args, kwargs.get("train_dataloader"))
+            self._watch_machine(args, state.global_step, kwargs.get("train_dataloader"))
+            self._process = os.getpid()
             atexit.register(self._at_exit)
 
     def on_step_begin(
@@ -176,8 +183,12 @@ class LoraWatchCallback(TrainerCallback):
         recorder = self._recorder  # the thread of the machine may step aside at any moment
         if recorder is not None:
             recorder.optimizer_ends()
-        if self._wanted:
-            self._act(control)
+        if self.actions:
+            judgement = self._judgement
+            if judgement is not None and judgement.waits:  # what the thread brought in
+                self._judge_or_step_aside()
+            if self._wanted:
+                self._act(control)
 
     def on_log(
         self,
@@ -262,15 +273,30 @@ class LoraWatchCallback(TrainerCallback):
                 if text:
                     say(text)
 
-    def _watch_machine(self, args: TrainingArguments, train_dataloader: Any) -> None:
+    def _judge_or_step_aside(self) -> None:
+        try:
+            self._judge()
+        except Exception as error:
+            self._step_aside(error)
+
+    def _judge_beside(self) -> None:
+        """Judge in the thread beside the loop; where actions are asked for, the loop must, to act at the very step."""
+        if not self.actions:
+            self._judge()
+
+    def _another_watches(self) -> bool:
+        others = getattr(calling_handler(), "callbacks", ())
+        return any(isinstance(one, LoraWatchCallback) and one is not self and one._judgement for one in others)
+
+    def _watch_machine(self, args: TrainingArguments, step: int, train_dataloader: Any) -> None:
         sizes = BatchSizes(args.gradient_accumulation_steps)
         recorder = StepRecorder(self, sizes, allocator_reader(), self._step_aside)
-        if recorder.attach():
+        if recorder.attach(step):
             sizes.attach(train_dataloader)
             self._recorder = recorder
         self._machine = MachineThread(
             Path(args.output_dir or "."), take=lambda readings: self._take(*readings), timings=recorder.timings,
-            judge=self._judge, progress=self._progress, say=self._note, left=self._stop_machine,
+            judge=self._judge_beside, progress=self._progress, say=self._note, left=self._stop_machine,
             fail=self._step_aside,
         )  # fmt: skip
         self._machine.start()
@@ -332,7 +358,7 @@ class LoraWatchCallback(TrainerCallback):
         return self.actions[max(levels)] if levels else "none"
 
     def _stop_machine(self, step: int | None = None) -> None:
-        """Look at the machine no longer; hand on what was timed up to ``step``, unless training was left without it."""
+        """Look at the machine no longer; hand on what was timed, up to ``step`` where training came to its end."""
         machine, self._machine = self._machine, None
         if machine is not None:
             machine.stop()
@@ -340,21 +366,32 @@ class LoraWatchCallback(TrainerCallback):
         if recorder is not None:
             if step is not None:
                 recorder.training_ends(step)
-                self._take(*recorder.timings())
+            self._take(*recorder.timings())
             recorder.detach()
+
+    def _finish_what_was_left(self) -> None:
+        """Of a training that was left without its end: judge what still waits, and let go of it."""
+        if self._judgement is not None:
+            with suppress(Exception):
+                self._stop_machine()
+                self._judge()
+        self._leave()
 
     def _leave(self) -> None:
         """Let go of the run that is being watched."""
+        judgement, self._judgement = self._judgement, None
         self._stop_machine()
         atexit.unregister(self._at_exit)
-        judgement, self._judgement = self._judgement, None
         self._wanted = set()
         if judgement is not None:
-            judgement.close()
+            judgement.close(for_good=True)
 
     def _step_aside(self, error: Exception) -> None:
         try:
-            step = "" if self._judgement is None else f" at step {self._judgement.engine.run.step}"
+            if self._aside:
+                return  # the loop and the thread may both fail
+            self._aside, judgement = True, self._judgement
+            step = "" if judgement is None else f" at step {judgement.engine.run.step}"
             self._leave()
             if self._speaks:
                 say(
@@ -367,9 +404,12 @@ class LoraWatchCallback(TrainerCallback):
 
 def _judge_the_rest(reference: weakref.ref[LoraWatchCallback]) -> None:
     callback = reference()
-    if callback is not None:
-        with suppress(Exception):
-            callback._judge()
+    if callback is None or callback._process != os.getpid():  # a child that was forked off has nothing to say
+        return
+    with suppress(Exception):
+        if callback._machine is not None:
+            callback._machine.stop()  # or it would be killed in the middle of a sentence
+        callback._judge()
 
 
 _DONE = {"stop": "training stops after this step", "save": "a checkpoint is saved after this step"}

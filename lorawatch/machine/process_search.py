@@ -170,7 +170,9 @@ class _Search:
             return
         above = {os.path.realpath(folder) for folder in (place, *place.absolute().parents[:_ABOVE])} - {"/"}
         for process, command in pythons:
-            if process_kinds.looks_like_training(command) and cwd_of(process) in above and self._may_write(process):
+            if not process_kinds.looks_like_training(command) or cwd_of(process) not in above:
+                continue
+            if self._may_write(process) and not self._prints_elsewhere(process):
                 one = _candidate(process, f"is the only training that runs in {cwd_of(process)}")
                 if one is not None:
                     yield one
@@ -181,6 +183,18 @@ class _Search:
             return self._written is None or process.create_time() <= self._written + _CLOCK_SKEW
         except ERRORS:
             return False
+
+    def _prints_elsewhere(self, process: psutil.Process) -> bool:
+        """Whether its output goes to a file that is none of the run's: then it trains another one."""
+        own = {os.path.realpath(file) for file in self._files}
+        for descriptor in (1, 2):
+            try:
+                target = str(Path(f"{psutil.PROCFS_PATH}/{process.pid}/fd/{descriptor}").readlink())
+            except OSError:
+                continue
+            if target.startswith("/") and not target.startswith("/dev/") and target not in own:
+                return True
+        return False
 
     def _choose(self, candidates: Iterable[_Candidate], *, certain: bool) -> Search:
         left = list({one.process.pid: one for one in candidates}.values())

@@ -47,7 +47,7 @@ class TrainerFinder:
     Attributes:
         files: The run's logs; may be changed at any time.
         folder: The run's own folder, or None: see :func:`find_trainer`.
-        trainer: The last that was found, until another takes its place; it may have ended.
+        trainer: The last that was found, until one that is certain takes its place; it may have ended.
         note: Why the last search found none; "" when it found one.
     """
 
@@ -104,7 +104,8 @@ class TrainerFinder:
         if found is None:
             if search.expected and not alive:
                 self._problems.say(search.note)
-        elif known is None or not alive or found.certain or found.process == known.process:
+        elif known is None or found.certain or found.process == known.process:
+            # One that is not certain takes no other's place: in a sweep the next job trains in the same folder.
             self.trainer = found
         return self.trainer
 

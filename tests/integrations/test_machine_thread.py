@@ -20,17 +20,19 @@ from transformers import TrainerCallback
 
 from lorawatch import LoraWatchCallback
 from lorawatch.engine import Engine
-from lorawatch.integrations import machine_thread
+from lorawatch.integrations import judgement, machine_thread
+from lorawatch.integrations.judgement import Judgement
 from lorawatch.integrations.machine_thread import MachineThread
 from lorawatch.machine.gpus import GpuSampler
 from lorawatch.machine.host import Progress
-from lorawatch.records import Card, GpuProcess, GpuReading, HostReading, Reading, Record
+from lorawatch.records import Card, GpuProcess, GpuReading, HostReading, Reading, Record, StepTiming
 from lorawatch.registry import RuleSet
 from lorawatch.run import Run
 from lorawatch.settings import Settings
 from lorawatch.sources.lorawatch_jsonl import LorawatchSource
 
 from . import lab
+from .test_transformers import FROM_STEP
 
 GIB = 1 << 30
 
@@ -170,7 +172,7 @@ def test_training_that_was_left_is_looked_at_no_longer(tmp_path: Path, monkeypat
     thread = watch._machine
     assert thread is not None
     before = len(records(tmp_path))
-    assert thread.tick() is False
+    assert [thread.tick() for _ in range(3)] == [True, True, False]  # it must seem so three times
     assert len(records(tmp_path)) == before
     thread._thread.join(10)  # its next look ends it
     assert not thread._thread.is_alive()
@@ -224,6 +226,115 @@ def test_the_machine_is_left_alone_when_the_settings_say_so(tmp_path: Path) -> N
     lab.train(tmp_path, watch, max_steps=3)
     assert not any(isinstance(record, Reading) for record in records(tmp_path))
     assert not any(thread.name.startswith("lorawatch") for thread in threading.enumerate())
+
+
+def test_a_stack_that_cannot_be_walked_once_does_not_end_the_watch(tmp_path: Path) -> None:
+    progress = iter([Progress(), None, None, Progress(), None, Progress()])
+    taken: list[Reading] = []
+    thread = MachineThread(
+        tmp_path, take=taken.extend, timings=lambda: (), judge=lambda: None, progress=lambda: next(progress),
+        left=lambda: None, say=lambda _: None, fail=lambda _: None, gpus=GpuSampler([]),
+    )  # fmt: skip
+    assert [thread.tick() for _ in range(6)] == [True] * 6
+
+
+def test_no_step_is_lost_when_training_ends_while_a_look_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Meanwhile(TrainerCallback):
+        """Begins a look that is still under way when training has ended."""
+
+        def __init__(self) -> None:
+            self.watch = LoraWatchCallback(Settings(select=("loss/start",)), quiet=True)
+            self.looking = threading.Event()
+            self.ended = threading.Event()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            thread = self.watch._machine
+            if state.global_step == 5 and thread is not None:
+                look = thread._prepare().tick
+
+                def slow(*given: Any) -> Any:
+                    self.looking.set()
+                    self.ended.wait(30)
+                    return look(*given)
+
+                monkeypatch.setattr(thread._prepare(), "tick", slow)
+                self.turn = threading.Thread(target=thread.tick)
+                self.turn.start()
+                assert self.looking.wait(20)
+
+    meanwhile = Meanwhile()
+    monkeypatch.setattr(machine_thread, "INTERVAL", 3600.0)
+    lab.train(tmp_path, meanwhile.watch, meanwhile, max_steps=12)
+    meanwhile.ended.set()
+    meanwhile.turn.join(20)
+    timed = [record for record in records(tmp_path) if isinstance(record, StepTiming)]
+    assert sum(timing.span for timing in timed) == 12
+
+
+def test_a_finding_is_said_although_training_begins_anew_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Breaks(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 6:
+                raise RuntimeError("broken")
+
+    monkeypatch.setattr(machine_thread, "INTERVAL", 3600.0)  # the thread does not come
+    watch = LoraWatchCallback(FROM_STEP)
+    with pytest.raises(RuntimeError, match="broken"):
+        lab.train(tmp_path, watch, Breaks(), max_steps=8)
+    lab.train(tmp_path, watch, max_steps=2)
+    assert capfd.readouterr().err.count("CRITICAL Late steps") == 1
+    timed = [record for record in records(tmp_path) if isinstance(record, StepTiming)]
+    assert sum(timing.span for timing in timed) == 5 + 2  # the step that broke has no end
+
+
+def test_rows_are_judged_although_a_look_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judgement, "LONGEST_WAIT", 0.0)
+    monkeypatch.setattr(machine_thread, "INTERVAL", 3600.0)  # as if the thread hung
+    seen: list[int] = []
+
+    class Looks(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            assert watch.engine is not None
+            seen.append(watch.engine.run.rows)
+
+    watch = LoraWatchCallback(FROM_STEP, quiet=True)
+    lab.train(tmp_path, watch, Looks(), max_steps=8)
+    assert seen[-1] >= 6
+
+
+def test_a_process_that_was_forked_off_says_nothing_at_its_end(tmp_path: Path) -> None:
+    said: list[str] = []
+    watch = LoraWatchCallback(FROM_STEP, quiet=True)
+    watch._judge = lambda: said.append("judged")  # type: ignore[method-assign]
+    watch._at_exit()
+    assert said == ["judged"]
+    watch._process += 1
+    watch._at_exit()
+    assert said == ["judged"]
+
+
+def test_with_actions_the_loop_alone_judges(tmp_path: Path) -> None:
+    """Or the thread could take the finding away from the very step at which every rank stops."""
+
+    class Steals(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            watch._judge_beside()
+
+    watch = LoraWatchCallback(FROM_STEP, quiet=True, actions={"critical": "stop"})
+    put = Judgement.put
+
+    def put_and_lose(self: Judgement, *given: Record) -> None:
+        put(self, *given)
+        watch._judge_beside()  # the thread comes between the row and the loop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Judgement, "put", put_and_lose)
+        trainer = lab.train(tmp_path, watch, Steals(), max_steps=8)
+    assert trainer.state.global_step == 5
 
 
 def test_a_finding_of_the_thread_can_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

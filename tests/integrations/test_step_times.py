@@ -155,6 +155,52 @@ def test_the_time_of_evaluating_and_saving_stands_apart(tmp_path: Path) -> None:
     assert known <= sum(timing.seconds or 0.0 for timing in told)
 
 
+def test_an_evaluation_before_training_is_no_steps_time(tmp_path: Path) -> None:
+    watch = LoraWatchCallback(TIMING_ONLY, quiet=True)
+    lab.train(
+        tmp_path, watch, evaluation=lab.tokens(256, draw=1), max_steps=6, eval_strategy="steps", eval_steps=100,
+        eval_on_start=True,
+    )  # fmt: skip
+    for timing in timings(tmp_path):  # the last step is evaluated too
+        assert timing.logging + timing.evaluation <= sum(step.after for step in timing.steps) + 1e-4
+
+
+def test_what_a_users_loss_logs_is_part_of_its_step(tmp_path: Path) -> None:
+    class Talks(Timed):
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            time.sleep(0.01)
+            self.log({"temperature": 1.0})
+            return super().compute_loss(*args, **kwargs)
+
+    watch = LoraWatchCallback(TIMING_ONLY, quiet=True)
+    trainer = Talks(
+        model=lab.adapted(), args=lab.arguments(tmp_path, max_steps=6), train_dataset=lab.tokens(64), callbacks=[watch]
+    )
+    trainer.fetches, trainer.work = [], []
+    trainer.train()
+    assert sum(timing.logging for timing in timings(tmp_path)) < 0.05
+    assert min(step.forward_backward for step in steps(tmp_path)) > 0.01
+
+
+def test_each_record_has_the_evaluation_of_its_own_steps(tmp_path: Path) -> None:
+    """Although it is taken on while a save that follows the evaluation is under way."""
+
+    class TakesOn(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            recorder = watch._recorder
+            if recorder is not None:
+                watch._take(*recorder.timings())
+
+    watch = LoraWatchCallback(TIMING_ONLY, quiet=True)
+    lab.train(
+        tmp_path, watch, TakesOn(), evaluation=lab.tokens(128, draw=1), max_steps=8, eval_strategy="steps",
+        eval_steps=4, save_strategy="steps", save_steps=4,
+    )  # fmt: skip
+    for timing in timings(tmp_path):
+        apart = timing.evaluation + timing.saving + timing.logging
+        assert apart <= sum(step.after for step in timing.steps) + 1e-4
+
+
 def test_the_first_wait_of_each_epoch_is_left_out(tmp_path: Path) -> None:
     run(tmp_path, lab.tokens(12), max_steps=9)  # three steps an epoch
     assert [step.data_wait is None for step in steps(tmp_path)] == [True, False, False] * 3

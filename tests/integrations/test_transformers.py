@@ -25,11 +25,12 @@ from transformers import TrainerCallback
 from lorawatch import LoraWatchCallback
 from lorawatch.engine import Engine
 from lorawatch.integrations.trainer_facts import plain, trainer_class
+from lorawatch.integrations.trainer_rows import row_of
 from lorawatch.records import LifecycleEvent, MetricRow, Record
 from lorawatch.registry import RuleSet
 from lorawatch.run import Run
 from lorawatch.settings import Settings, SettingsError
-from lorawatch.sources.lorawatch_jsonl import LorawatchSource
+from lorawatch.sources.lorawatch_jsonl import LorawatchSource, encode
 
 from . import lab
 
@@ -283,6 +284,34 @@ class OtherRank(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         state.is_world_process_zero = False
+
+
+def test_values_that_no_file_can_hold_are_left_out() -> None:
+    row = row_of(3, {"loss": 1.0, "huge": 10**400, ("a", "b"): 1.0, "bad\ud800": 2.0}, None)  # type: ignore[dict-item]
+    assert row is not None
+    assert row.values == {"loss": 1.0, "bad?": 2.0}
+    assert encode(row)
+
+
+def test_the_second_of_two_watches_rests(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    first, second = LoraWatchCallback(quiet=True), LoraWatchCallback(quiet=True)
+    lab.train(tmp_path, first, second, max_steps=4)
+    assert second.engine is None
+    assert [row.step for row in rows(tmp_path)] == [1, 2, 3, 4]
+    assert capfd.readouterr().err.count("the second one rests") == 1
+
+
+def test_the_callbacks_can_be_pickled_while_training(tmp_path: Path) -> None:
+    class Pickles(TrainerCallback):
+        copies: list[Any] = []  # noqa: RUF012
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            recorder = watch._recorder
+            self.copies.append((pickle.loads(pickle.dumps(recorder)), copy.deepcopy(recorder)))  # noqa: S301
+
+    watch = LoraWatchCallback(quiet=True)
+    lab.train(tmp_path, watch, Pickles(), max_steps=2)
+    assert all(type(one) is TrainerCallback for pair in Pickles.copies for one in pair)
 
 
 def test_other_processes_are_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -538,6 +538,26 @@ def test_a_guess_does_not_take_the_place_of_a_living_trainer(run: Path, src: Pat
         assert not finder.problems
 
 
+def test_a_guess_does_not_take_the_place_of_a_trainer_that_was_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = trainer_of(psutil.Process(), "a test")
+    monkeypatch.setattr(killed.process, "_ident", (killed.pid, 1.0))
+    next_job = Search(trainer_of(psutil.Process(), "is the only training there", certain=False))
+    searches = Searches(Search(killed), *[next_job] * 8)
+    finder = TrainerFinder([], None, clock=lambda: searches.now, find=searches)
+    searches.look(finder, 60.0)
+    assert len(searches.times) > 1
+    assert finder.trainer is killed
+    assert not finder.trainer.alive
+
+
+def test_a_training_that_prints_into_another_file_trains_another_run(run: Path, src: Path) -> None:
+    script = jobs.write(src, "train.py", jobs.PLAIN)
+    project = run.parent.parent
+    with jobs.running([script], cwd=project, log=project / "other.log"):
+        os.utime(run / "train.log")
+        assert found(run).trainer is None
+
+
 @pytest.mark.parametrize(
     ("command", "program", "shown"),
     [

@@ -114,7 +114,7 @@ def test_a_finding_stands_with_its_severity_in_words_its_age_symptoms_and_the_ne
     shown = Screen().text(failing())
     for words in ("✖ CRITICAL  Training loss is too high  loss/too-high", "since step 341 (+7)", "loss is at 60",
                   "with it: Gradient norm is high (warning)", "Next  learning_rate: 0.002 → 0.00067", "high confidence",
-                  "resume from a", "Costs: the steps since that checkpoint", "Then  max_grad_norm: 1 → 0.3", "+1 more",
+                  "resume from a", "Cost: the steps since that checkpoint", "Then  max_grad_norm: 1 → 0.3", "+1 more",
                   "3 lines skipped"):  # fmt: skip
         assert words in shown
 

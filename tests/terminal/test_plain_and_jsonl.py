@@ -56,7 +56,7 @@ class TestPlain:
         )
         following = lines[lines.index(opened) + 1]
         assert following.startswith("qwen-sft next: learning_rate: 0.002 → 0.00067 – the loss rises")
-        assert following.endswith("(resume, high confidence; costs the steps since that checkpoint)")
+        assert following.endswith("(resume, high confidence; cost: the steps since that checkpoint)")
         assert any("WARNING loss/too-high resolved" in line for line in lines)
         assert lines[-3:] == ["qwen-sft ended at step 29", "one", "two"]
 
