@@ -32,8 +32,8 @@ def rank(findings: Sequence[Finding]) -> None:
 
     ``findings`` are those that are firing, worst and causes first. A symptom's adjustments never come first: mending
     the cause may mend it. An adjustment that is only something to look at is free, and is never marked; nor is one of
-    low confidence for a finding that is only information, for a run that is fine needs no change, or whose advice begins
-    with a look of high confidence, which may show that none is needed.
+    low confidence for a finding that is only information: a run that is fine needs no change; nor where the advice
+    begins with a look of high confidence, which may show that none is needed.
     """
     chosen: Adjustment | None = None
     for finding in findings:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from lorawatch.findings import Adjustment, Confidence
 from lorawatch.loaders import Load
+from lorawatch.parameters import settable
 from lorawatch.remedies import look
 from lorawatch.run import Run
 
@@ -104,7 +105,8 @@ def adjustments(found: Diagnosis, run: Run) -> list[Adjustment]:
     advice = [one for one in ((more, other) if first else (other, more)) if one is not None]
     several_epochs = (run.number("num_train_epochs") or 2.0) > 1.0
     persistent = run.fact("dataloader_persistent_workers")
-    if found.workers and several_epochs and persistent is not True:
+    keeps = persistent is True or not settable("dataloader_persistent_workers", run)
+    if found.workers and several_epochs and not keeps:
         advice.append(
             look(
                 "dataloader_persistent_workers=True keeps the workers from epoch to epoch",

@@ -147,6 +147,10 @@ class HostRam(Rule):
         if who in ("others", "not told"):
             advice.append(look("look at what else runs on this machine: top, sorted by memory",
                                "the run's own processes do not account for it"))  # fmt: skip
+            if (workers or 0) > 1:
+                advice.append(look(f"and at its {workers} data-loader workers (dataloader_num_workers)",
+                                   "each comes to hold its own copy of the data set's Python objects",
+                                   confidence="low"))  # fmt: skip
         if breach.severity is not Severity.INFO:
             advice.append(look("save a checkpoint soon (save_steps)",
                                "a process that the kernel ends leaves what was saved before"))  # fmt: skip

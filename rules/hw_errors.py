@@ -154,7 +154,7 @@ class HwErrors(Rule):
     def advise(self, breach: Breach, run: Run) -> list[Adjustment]:
         """By the case: what to do with the run, and with the card."""
         index, case = breach.evidence["card"], breach.evidence["case"]
-        reset = f"nvidia-smi -r -i {index} (nothing may run on it)"
+        reset = f"nvidia-smi -r -i {index} (as root; nothing may run on it)"
         elsewhere = look(
             "stop the run and resume from the last checkpoint before the error, on another card",
             "what the card computes from here on cannot be trusted, or never comes", confidence="high",

@@ -28,12 +28,14 @@ class HwPcie(Rule):
     ## How it decides
     Over 60 s of readings in which the card was at work (utilization above 50 %): generation or width of the link is
     below what card and slot can do together, for 80 % of the time or more. Idle cards lower their link to save power.
+    A warning where several ranks train, or offloading is stated; else information, for the run needs the link little.
 
     ## What to change
     Seat card and riser anew, look at the slot's width in the manual and at the firmware's setting.
 
     ## Known false alarms
-    Virtual machines, and slots that share lanes, may report a maximum that was never there.
+    Virtual machines, and slots that share lanes, may report a maximum that was never there. A card behind Thunderbolt
+    or another external box has four lanes at most, by design.
 
     ## Sources
     NVML reports the link and its maximum. Share and time are choices without another authority. Not tried on a card
@@ -42,7 +44,7 @@ class HwPcie(Rule):
 
     id: ClassVar[str] = "hw/pcie"
     title: ClassVar[str] = "PCIe link below its maximum"
-    severity: ClassVar[Severity] = Severity.WARNING
+    severity: ClassVar[Severity] = Severity.INFO
     judges = (GpuReading,)
 
     share: float = param(0.8, unit="share of the time", help="Share for which the link must be below its maximum.")
@@ -57,7 +59,8 @@ class HwPcie(Rule):
     def judge(self, reading: GpuReading, run: Run) -> Breach | None:
         """Follow the share of the time with a lower link; tell of the narrowest."""
         low = [card for card in reading.cards if self._is_low(card, reading)]
-        return self._breach(min(low, key=lambda card: _rate(card) or 0.0), low) if low else None
+        severity = Severity.WARNING if _needs_link(run) else Severity.INFO
+        return self._breach(min(low, key=lambda card: _rate(card) or 0.0), low, severity) if low else None
 
     def _is_low(self, card: Card, reading: GpuReading) -> bool:
         below = _below(card)
@@ -73,7 +76,7 @@ class HwPcie(Rule):
         one.add(reading.time, reading.seconds, card.samples, float(below), window=self.window, least=2)
         return one.covered >= self.window and one.value >= self.share * self.easing
 
-    def _breach(self, card: Card, low: list[Card]) -> Breach:
+    def _breach(self, card: Card, low: list[Card], severity: Severity) -> Breach:
         now, best = _rate(card), _rate(card, best=True)
         summary = (
             f"{label(card)} works over PCIe {_link(card.pcie_generation, card.pcie_width)}, where card and slot can do "
@@ -88,6 +91,7 @@ class HwPcie(Rule):
             {"card": card.index, "uuid": card.uuid, "generation": card.pcie_generation, "width": card.pcie_width,
              "generation_max": card.pcie_generation_max, "width_max": card.pcie_width_max, "gigabytes_a_second": now,
              "gigabytes_a_second_max": best, "cards": len(low)},
+            severity,
         )  # fmt: skip
 
     def advise(self, breach: Breach, run: Run) -> list[Adjustment]:
@@ -106,6 +110,14 @@ class HwPcie(Rule):
                 "a link that retrains after errors comes up slower", confidence="low",
             ),
         ]  # fmt: skip
+
+
+def _needs_link(run: Run) -> bool:
+    """Whether much goes over it: gradients of several ranks, or what is offloaded to the machine's memory."""
+    ranks = 0 if run.host is None else sum(one.role != "worker" for one in run.host.processes)
+    stated = " ".join(str(run.fact(name, "")) for name in ("deepspeed", "fsdp", "fsdp_config")).lower()
+    offloads = "offload" in stated or run.fact("activation_offloading") is True
+    return offloads or max(run.number("world_size") or 0.0, ranks) > 1
 
 
 def _below(card: Card) -> bool | None:

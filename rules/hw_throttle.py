@@ -139,8 +139,8 @@ class HwThrottle(Rule):
         air = look(place, gain, confidence="high")
         watts = evidence["power_limit_watts"]
         limit = look(
-            f"a lower power limit: nvidia-smi -i {index} -pl {0.9 * watts:.0f} (now {watts:.0f} W)"
-            if watts else f"a lower power limit: nvidia-smi -i {index} -pl",
+            f"a lower power limit: nvidia-smi -i {index} -pl {0.9 * watts:.0f} (now {watts:.0f} W; as root)"
+            if watts else f"a lower power limit: nvidia-smi -i {index} -pl WATTS (as root)",
             "steady clocks a little lower are often faster than full ones that are halved again and again",
         )  # fmt: skip
         if evidence["reason"] in THERMAL:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lorawatch.cards import MOST_CARDS, card_of, foreign, label, size, unused_cache
+from lorawatch.cards import MOST_CARDS, card_of, desktop, label, size, strangers, unused_cache
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.memory_remedies import batch_tokens, larger_micro_batch, less_memory
 from lorawatch.records import Card, GpuReading
@@ -13,6 +14,9 @@ from lorawatch.remedies import is_adapter, larger_rank, look
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import Run
 from lorawatch.spans import Lasting
+
+OTHERS = 0.10
+"""Share of a card from which the memory of others may be all that is wrong: what should be free at least."""
 
 
 class _Memory:
@@ -68,10 +72,12 @@ class MemHeadroom(Rule):
     memory.
 
     ## What to change
-    Where another process holds the memory, that, and nothing else where it is enough. Then in order of what it costs,
-    with the saving for this model: expandable segments, Liger's kernels, activation checkpointing, half the micro-batch
-    with twice the accumulation, shorter sequences, an 8-bit optimizer, a 4-bit base, and half the rank, which frees the
-    least.
+    Where another process holds a tenth of the card or more, that, and nothing else where it is enough. Where only the
+    driver's figure is known: see first how much of it is torch's cache. Then in order of what it costs, with the saving
+    for this model: expandable segments (not where torch's own figures stand, which leave out what they spare), Liger's
+    kernels, activation checkpointing, half the micro-batch with twice the accumulation, shorter sequences, an 8-bit
+    optimizer, a 4-bit base, and half the rank, which frees the least. What draws the screen of a desktop takes a few
+    hundred MiB.
 
     ## Known false alarms
     vLLM inside the trainer takes its share by design. Without the callback, torch's cache fills a card that has room:
@@ -87,7 +93,7 @@ class MemHeadroom(Rule):
     """
 
     id: ClassVar[str] = "mem/headroom"
-    title: ClassVar[str] = "GPU memory headroom"
+    title: ClassVar[str] = "GPU memory headroom is off target"
     severity: ClassVar[Severity] = Severity.WARNING
     judges = (GpuReading,)
 
@@ -142,7 +148,7 @@ class MemHeadroom(Rule):
         if known and run.allocator is not None:
             used = max(used - unused_cache(run.allocator), 0)
         free = 1.0 - used / total
-        idle = memory.busiest is not None and memory.busiest < 0.02 and not foreign(card)[0]
+        idle = memory.busiest is not None and memory.busiest < 0.02 and not strangers(card)[0]
         low = memory.low.held(free < tight, time, self.idle_for if idle else self.lasting)
         lowest = memory.critical.held(free < self.lowest, time, self.lasting)
         severity = Severity.WARNING if low else None
@@ -158,7 +164,7 @@ class MemHeadroom(Rule):
         return self.cards[one.card.uuid].roomy.held(holds, time, self.roomy_for)
 
     def _low(self, worst: _State, short: list[_State]) -> Breach:
-        card, (others, holder) = worst.card, foreign(worst.card)
+        card, (others, holder), screen = worst.card, strangers(worst.card), desktop(worst.card)
         summary = f"{label(card)} has {_percent(worst.free)} of its {size(worst.total)} free"
         summary += " at the peak of a step" if worst.exact else ", torch's reusable cache counted as used"
         summary += f", for {worst.lasted:.0f} s: keep 10 to 20 %"
@@ -167,11 +173,13 @@ class MemHeadroom(Rule):
             summary += f"; process {holder.pid}{name}, not of this run, holds {size(holder.memory or 0)}"
         elif worst.idle:
             summary += "; no kernel has run on it since it is watched: the memory is probably not this run's"
+        if screen:
+            summary += f"; the desktop takes {size(screen)}"
         if len(short) > 1:
             summary += f"; {len(short) - 1} more like it"
         evidence = {
             "card": card.index, "uuid": card.uuid, "free": worst.free, "used_bytes": worst.used,
-            "total_bytes": worst.total, "torch_known": worst.exact, "other_bytes": others,
+            "total_bytes": worst.total, "torch_known": worst.exact, "other_bytes": others, "desktop_bytes": screen,
             "other_pid": holder.pid if holder else None, "other_name": holder.name if holder else None,
             "idle": worst.idle, "free_by_card": {str(one.card.index): one.free for one in short},
         }  # fmt: skip
@@ -180,7 +188,8 @@ class MemHeadroom(Rule):
     def _roomy(self, fullest: _State) -> Breach:
         card = fullest.card
         return Breach(
-            f"{label(card)} has {_percent(fullest.free)} of its {size(fullest.total)} free"
+            f"much of the memory is unused: {label(card)} has {_percent(fullest.free)} of its "
+            + f"{size(fullest.total)} free"
             + (" even at the peak" if fullest.exact else "")
             + f", for {self.roomy_for / 60:.0f} min of training"
             + (", and no card of the run has less" if len(self.cards) > 1 else ""),
@@ -212,10 +221,23 @@ class MemHeadroom(Rule):
                     "memory that is held while no kernel runs does not come from training", confidence="medium",
                 )
             )  # fmt: skip
-        freed = evidence["free"] + evidence["other_bytes"] / evidence["total_bytes"]
-        if evidence["idle"] or (evidence["other_bytes"] and freed >= self.low):
+        share = evidence["other_bytes"] / evidence["total_bytes"]
+        if evidence["idle"] or (share >= OTHERS and evidence["free"] + share >= self.low):
             return first  # it is not this run that must change
-        return first + less_memory(run, float(self.longest) or None)
+        screen = evidence["desktop_bytes"]
+        last = look("draw the screen with another card", f"the desktop takes {size(screen)} of this", confidence="low")
+        exact = evidence["torch_known"]
+        own = less_memory(run, float(self.longest) or None, segments=not exact)
+        if not exact:
+            first.append(
+                look(
+                    "add LoraWatchCallback, or look at torch.cuda.memory_summary(), before anything is changed",
+                    "part of this may be torch's reusable cache, and no shortage: the driver cannot tell them apart",
+                    confidence="high",
+                )
+            )  # fmt: skip
+            own = [dataclasses.replace(one, confidence="low") for one in own]
+        return [*first, *own, *([last] if screen else [])]
 
     def _use_it(self, breach: Breach, run: Run) -> list[Adjustment]:
         utilization = breach.evidence["utilization"]

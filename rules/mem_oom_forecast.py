@@ -28,8 +28,8 @@ class _Forecast:
 
     case: Case
     tokens: float
-    what: str
     severity: Severity
+    reached: float = 0.0
     step: float | None = None
 
 
@@ -58,8 +58,9 @@ class MemOomForecast(Rule):
     from before the first reading are information: `auto_find_batch_size` finds its batch that way.
 
     ## What to change
-    `max_length` at the 99th percentile of the rows, half the micro-batch with twice the accumulation, and what else
-    lowers the peak. Grouping by length puts the longest batch first: the error then comes early, by design.
+    Half the micro-batch with twice the accumulation, and what else lowers the peak; `max_length` at the 99th percentile
+    of the rows cuts data off, and comes after what does not. Grouping by length puts the longest batch first: the error
+    then comes early, by design.
 
     ## Known false alarms
     Where no row is as long as `max_length`, the first forecast never comes true. Evaluation with larger batches, and
@@ -138,7 +139,7 @@ class MemOomForecast(Rule):
         evidence = {"case": "early" if self.early else "happened", "ooms": allocator.ooms, "step": self.oom_step}
         if self.early:
             return Breach(f"{told} before the first reading: a smaller batch was tried then", evidence, Severity.INFO)
-        told += f", the last by step {self.oom_step}; the run went on, without that batch"
+        told += f", the last by step {self.oom_step}; the run went on"
         return Breach(told, evidence, Severity.CRITICAL)
 
     def _forget(self) -> None:
@@ -204,7 +205,7 @@ class MemOomForecast(Rule):
         if found is None:
             return None
         self.told = found.case
-        return self._breach(self.fit, found, budget, label(card))
+        return self._breach(self.fit, found, budget, label(card), run)
 
     def _seen_all(self, full: float | None, run: Run) -> bool:
         """Whether the largest batch that can come has been: all are alike, it was full, or every row has been seen."""
@@ -227,27 +228,31 @@ class MemOomForecast(Rule):
         if reached > 4 * self.largest:
             return None
         step = run.step + (reached - self.largest) / self.growth
-        return _Forecast(
-            "trend", end, f"batches grow by {self.growth:.2g} tokens a step: at about step {step:.0f} of "
-            f"{total} one of {reached:.0f} tokens no longer fits; by the end",
-            Severity.CRITICAL if reached <= 2 * self.largest and fit.at(end) > limit else Severity.WARNING, step,
-        )  # fmt: skip
+        critical = reached <= 2 * self.largest and fit.at(end) > limit
+        return _Forecast("trend", end, Severity.CRITICAL if critical else Severity.WARNING, reached, step)
 
     def _by_length(self, fit: Curve, limit: float, full: float | None, run: Run) -> _Forecast | None:
         if full is None or not self.largest < full <= 2 * self.largest:
             return None
         if (run.epoch is not None and run.epoch >= 1.0) or not fit.at(full) > self._eased(limit, "length"):
             return None  # after an epoch every row has been seen
-        return _Forecast(
-            "length", full, f"a full batch of max_length has {full:.0f} tokens, the largest so far had {self.largest}; "
-            "for it", Severity.WARNING,
-        )  # fmt: skip
+        return _Forecast("length", full, Severity.WARNING)
 
-    def _breach(self, fit: Curve, found: _Forecast, budget: int, name: str) -> Breach:
-        need = fit.at(found.tokens)
+    def _breach(self, fit: Curve, found: _Forecast, budget: int, name: str, run: Run) -> Breach:
+        need, there = fit.at(found.tokens), f"where {size(budget)} are there"
+        if found.step is None:
+            summary = (
+                f"{name} has no room for a full batch: one of {found.tokens:,.0f} tokens (max_length) needs "
+                f"{size(need)} ± 5 %, {there}; the largest so far had {self.largest:,}"
+            )
+        else:
+            summary = (
+                f"{name} runs out of memory at about step {found.step:.0f} of {run.max_steps}: batches grow by "
+                f"{self.growth:.2g} tokens a step, and one of {found.reached:,.0f} tokens needs "
+                f"{size(fit.at(found.reached))} ± 5 %, {there}; by the end it is {size(need)}"
+            )
         return Breach(
-            f"{name}: {found.what} torch would need {size(need)} (± 5 %) of {size(budget)}, by {fit.points} batches "
-            "that raised its peak",
+            summary,
             {"case": found.case, "step": found.step, "tokens": found.tokens, "largest_tokens": self.largest,
              "predicted_bytes": need, "budget_bytes": budget, "peak_bytes": self.peak, "points": fit.points,
              "r2": fit.r2, "quadratic": fit.bend > 0.0, "bytes_per_token": fit.slope},
@@ -255,17 +260,17 @@ class MemOomForecast(Rule):
         )  # fmt: skip
 
     def advise(self, breach: Breach, run: Run) -> list[Adjustment]:
-        """Shorter and smaller batches first: they are what grows."""
+        """A smaller micro-batch first: batches are what grows. Rows are cut off only after what loses no data."""
         case = breach.evidence["case"]
         if case == "early":
             why = "the batch that did not fit is no longer used"
             return [look("nothing, where auto_find_batch_size found a batch that fits", why)]
         advice = less_memory(run, float(self.largest) or None)
-        wanted = ("max_length", "per_device_train_batch_size", "gradient_accumulation_steps")
-        first = [one for name in wanted for one in advice if one.parameter == name]
-        rest = [one for one in advice if one not in first]
+        batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        first = [one for one in advice if one.parameter in batch]
+        rest = [one for one in advice if one.parameter not in batch]
         cache = empty_cache(run, "gives the cache back before it is in the way of a longer batch")
-        found = [*first, *([cache] if cache else []), *rest]
+        found = [*first, *rest, *([cache] if cache else [])]
         if case == "trend" and not length_grouped(run):
             found.append(
                 look(

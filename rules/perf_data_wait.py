@@ -160,9 +160,8 @@ class PerfDataWait(StepRule):
         seconds = [one + other for one, other in zip(self.waits, self.works, strict=True)]
         return Breach(
             f"training waits for data {100 * share:.0f} % of the time ({data_wait.seconds(wait)} of "
-            f"{data_wait.seconds(wait + work)} a "
-            f"step, mean of {WINDOW}); {found.told}; without the wait a step could be "
-            f"{1.0 / (1.0 - share):.2g} times as fast at most",
+            f"{data_wait.seconds(wait + work)} a step, mean of {WINDOW}); {found.told}; without the wait a step could "
+            f"be {1.0 / (1.0 - share):.2g} times as fast at most",
             {
                 "share": share, "wait_seconds": wait, "work_seconds": work, "cause": found.cause,
                 "longest_step_seconds": max(seconds), "workers": found.workers, "workers_limit": found.limit,

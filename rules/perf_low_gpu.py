@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.machine_signs import interrupted
+from lorawatch.memory_remedies import larger_micro_batch
 from lorawatch.records import Card, GpuReading, HostReading, MetricRow, StepTiming
 from lorawatch.remedies import look
 from lorawatch.rule import Rule, param, state
@@ -48,7 +49,9 @@ class PerfLowGpu(Rule):
     (`logging_nan_inf_filter=False`). For gaps: what happens then, a save, an evaluation's metrics, a log sent away.
 
     ## Known false alarms
-    Small models, whose kernels are too short to fill a large card, and runs that share the card on purpose.
+    Small models, whose kernels are too short to fill a large card, and runs that share the card on purpose. A trainer
+    whose answers a vLLM server makes on other cards stands idle meanwhile, by design: it is not judged where
+    `use_vllm` with `vllm_mode="server"` is known, and may be told where it is not.
 
     ## Sources
     30 and 70 % are TraceML's. The rule catalogue (55) has 120 s, within which a gap of 70 s passes for a level. 240 s,
@@ -75,7 +78,9 @@ class PerfLowGpu(Rule):
     told: Breach | None = state(lambda: None)
 
     def missing(self, run: Run) -> tuple[str, ...]:
-        """Utilisation over a whole window of training."""
+        """Utilisation over a whole window of training, of a card that trains all the time."""
+        if _served(run):
+            return ("a card that trains all the time: it waits while a vLLM server generates",)
         if run.gpu is not None and not any(card.utilization is not None for card in run.gpu.cards):
             return ("utilisation of the GPU (a MIG instance tells none)",)
         if self.covered >= WINDOW:
@@ -84,6 +89,8 @@ class PerfLowGpu(Rule):
 
     def judge(self, reading: GpuReading, run: Run) -> Breach | None:
         """Take in a reading, and compare level and gaps with the limits."""
+        if _served(run):
+            return None
         trains, self.training = self.training, run.training
         if not trains or interrupted(run):  # the reading in which training begins holds some of what came before
             return self.told
@@ -104,12 +111,12 @@ class PerfLowGpu(Rule):
                     "the card works fully in between: it is stopped from time to time, not fed too slowly",
                 )
             ]
-        found = [_larger_micro_batch(run)]
+        found = _larger_micro_batch(run)
         if run.kind in LANGUAGE_MODELLING and run.fact("trainer_class") == "SFTTrainer":
             found.append(
                 Adjustment(
                     "packing", current=run.fact("packing"), proposed=True, confidence="low", apply="restart",
-                    why="full rows give each kernel more to do", cost="needs FlashAttention; fewer steps an epoch",
+                    why="full rows give each kernel more to do", cost="FlashAttention, and fewer steps an epoch",
                 )
             )  # fmt: skip
         if run.fact("torch_compile") is not True:
@@ -128,7 +135,7 @@ class PerfLowGpu(Rule):
                     why="spares a wait for the card at each micro-batch", cost="a NaN loss poisons the logged mean",
                 )
             )  # fmt: skip
-        return [one for one in found if one is not None]
+        return found
 
     def _take(self, used: float, seconds: float) -> None:
         window = self.window
@@ -187,19 +194,18 @@ def _weighted_median(window: deque[tuple[float, float]]) -> float:
     return 0.0
 
 
-def _larger_micro_batch(run: Run) -> Adjustment | None:
+def _served(run: Run) -> bool:
+    """Whether the facts say that a vLLM server generates, on other cards, while this one waits."""
+    return run.fact("use_vllm") is True and run.fact("vllm_mode") == "server"
+
+
+def _larger_micro_batch(run: Run) -> list[Adjustment]:
     """Twice the micro-batch at the same effective batch, where the card has room for it."""
     cards = [] if run.gpu is None else own_cards(run.gpu)
     full = [card.memory_used / card.memory_total for card in cards if card.memory_used and card.memory_total]
     if full and max(full) > 0.7:
-        return None
-    micro, steps = run.number("per_device_train_batch_size"), run.number("gradient_accumulation_steps")
+        return []
     why = "larger kernels fill the card better"
     if full:
         why += f"; {100 * max(full):.0f} % of its memory is taken"
-    if steps is not None and steps >= 2:
-        why += f"; with gradient_accumulation_steps {int(steps // 2)} the effective batch stays as it is"
-    return Adjustment(
-        "per_device_train_batch_size", current=micro and int(micro), proposed=int(2 * micro) if micro else "twice it",
-        why=why, direction="up", confidence="medium", apply="resume", cost="up to twice the memory for activations",
-    )  # fmt: skip
+    return larger_micro_batch(run, why, busy=False)

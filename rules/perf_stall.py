@@ -51,8 +51,8 @@ class PerfStall(Rule):
     A silent stop of more than 5 minutes in a script of one's own, between two phases of training.
 
     ## Sources
-    SageMaker's profiler allows 20 minutes for the start. 10 steps, 300 and 1800 s, 0.01 cores and 100 kB/s are choices. A card that waits in a
-    collective shows 100 % utilisation at little power: NCCL's kernel spins.
+    SageMaker's profiler allows 20 minutes for the start. 10 steps, 300 and 1800 s, 0.01 cores and 100 kB/s are choices.
+    A card that waits in a collective shows 100 % utilisation at little power: NCCL's kernel spins.
     """
 
     id: ClassVar[str] = "perf/stall"

@@ -101,7 +101,7 @@ def steps(folder: Path) -> list[Step]:
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_the_share_of_the_wait_is_the_true_one(tmp_path: Path, accumulation: int, workers: int) -> None:
     trainer, _ = run(
-        tmp_path, Slow(160, 0.006 * (1 + 2 * workers)), max_steps=12, gradient_accumulation_steps=accumulation,
+        tmp_path, Slow(160, 0.006 + 0.022 * workers), max_steps=12, gradient_accumulation_steps=accumulation,
         per_device_train_batch_size=2, dataloader_num_workers=workers,
     )  # fmt: skip
     taken = steps(tmp_path)
