@@ -141,7 +141,7 @@ _REMEDIES: dict[Cause, tuple[str, str]] = {
     ),
     "not told": (
         "look where a worker spends its time: py-spy top --pid of a worker, or of the trainer where there is none",
-        "the readings of the machine do not tell whether processors, storage or the network hold it up",
+        "nothing that was seen tells whether processors, storage or the network hold it up",
     ),
 }
 

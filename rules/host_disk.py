@@ -37,7 +37,7 @@ class HostDisk(Rule):
     Where the size of a checkpoint is known, and another one is to come:
 
     - free space below 2 checkpoints is a warning, below 1.2 critical. Once there are as many as `save_total_limit`
-      allows, a save takes the room of one and gives it back: then only below 1.2, and for 120 s, longer than that takes;
+      allows, a save takes the room of one and gives it back: then only below 1.2, for 120 s, longer than it takes;
     - the saves that are left would need more than is free: a warning that names the step at which it is full. A save
       at each `save_steps` (or epoch) and at the end; with `save_total_limit`, one more than the limit at a time.
 

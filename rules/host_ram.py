@@ -146,7 +146,8 @@ class HostRam(Rule):
             )  # fmt: skip
         if who in ("others", "not told"):
             advice.append(look("look at what else runs on this machine: top, sorted by memory",
-                               "the run's own processes do not account for it"))  # fmt: skip
+                               "the run's own processes do not account for it" if who == "others" else
+                               "which process takes it is not known"))  # fmt: skip
             if (workers or 0) > 1:
                 advice.append(look(f"and at its {workers} data-loader workers (dataloader_num_workers)",
                                    "each comes to hold its own copy of the data set's Python objects",

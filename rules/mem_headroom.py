@@ -189,7 +189,7 @@ class MemHeadroom(Rule):
         card = fullest.card
         return Breach(
             f"much of the memory is unused: {label(card)} has {_percent(fullest.free)} of its "
-            + f"{size(fullest.total)} free"
+            f"{size(fullest.total)} free"
             + (" even at the peak" if fullest.exact else "")
             + f", for {self.roomy_for / 60:.0f} min of training"
             + (", and no card of the run has less" if len(self.cards) > 1 else ""),

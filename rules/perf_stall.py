@@ -100,7 +100,7 @@ class PerfStall(Rule):
         if not idle > limit:
             return None
         self.idle = 0.0  # a silence that was too long teaches nothing
-        return self._silent(reading, idle, limit, run)
+        return self._silent(reading, idle, limit, run, asleep=asleep)
 
     def advise(self, breach: Breach, run: Run) -> list[Adjustment]:
         """Where it stands; then what fits what is seen."""
@@ -155,7 +155,7 @@ class PerfStall(Rule):
         inside = run.timing is not None and run.timing.steps
         return limit if inside else max(limit, 3.0 * self.longest)
 
-    def _silent(self, reading: HostReading, idle: float, limit: float, run: Run) -> Breach:
+    def _silent(self, reading: HostReading, idle: float, limit: float, run: Run, *, asleep: bool) -> Breach:
         trainer = next((one for one in reading.processes if one.role == "trainer"), None)
         gpu = _gpu(run)
         state_of_gpu = {"idle": "; the GPU does nothing", "works": "; the GPU is at work",
@@ -168,12 +168,14 @@ class PerfStall(Rule):
         blocked = trainer is not None and trainer.waiting_for_disk >= 0.5
         if blocked:
             summary += "; the trainer is in uninterruptible sleep, which is storage as a rule"
+        elif asleep:
+            summary += "; all of its processes sleep"
         return Breach(
             summary + state_of_gpu.get(gpu, ""),
             {"case": "silent", "idle_seconds": idle, "limit_seconds": limit, "phase": reading.phase or None,
              "typical_step_seconds": run.typical_step_seconds, "gpu": gpu or None,
              "pid": None if trainer is None else trainer.pid, "waiting_for_disk": blocked, "begun": _begun(run),
-             "workers_seen": any(one.role == "worker" for one in reading.processes)},
+             "asleep": asleep, "workers_seen": any(one.role == "worker" for one in reading.processes)},
         )  # fmt: skip
 
     def _gone(self, reading: HostReading, run: Run) -> Breach | None:

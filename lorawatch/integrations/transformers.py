@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lorawatch.engine import Engine
-from lorawatch.findings import Finding, Severity
+from lorawatch.findings import Finding
+from lorawatch.integrations.actions import DONE, SAME_ON_EVERY_RANK, checked_actions
 from lorawatch.integrations.allocator import allocator_reader
 from lorawatch.integrations.batch_sizes import BatchSizes
 from lorawatch.integrations.journal import Journal
@@ -39,7 +40,7 @@ from lorawatch.records import Event, FactUpdate, LifecycleEvent, MetricRow, Reco
 from lorawatch.registry import RuleSet
 from lorawatch.render import engine_text, printable, run_heading
 from lorawatch.run import Run
-from lorawatch.settings import Settings, load_settings, nearest
+from lorawatch.settings import Settings, load_settings
 from lorawatch.source import SourceError
 from lorawatch.sources.lorawatch_jsonl import LorawatchSource
 
@@ -54,10 +55,6 @@ except ModuleNotFoundError as error:
     ) from error
 
 FILE_NAME = "lorawatch.jsonl"
-ACTIONS = ("none", "save", "stop")
-SAME_ON_EVERY_RANK = frozenset({"sig", "loss", "grad", "lr", "eval", "pref", "rl"})
-"""Families that judge only what the Trainer has gathered from all processes before it logs."""
-
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -113,7 +110,7 @@ class LoraWatchCallback(TrainerCallback):
         self.settings = settings or load_settings(None if config is None else Path(config))
         self.path = None if path is None else Path(path)
         self.quiet = quiet
-        self.actions = _checked_actions(actions or {})
+        self.actions = checked_actions(actions or {})
         self._rules = RuleSet(self.settings)
         self._judgement: Judgement | None = None
         self._recorder: StepRecorder | None = None
@@ -269,7 +266,7 @@ class LoraWatchCallback(TrainerCallback):
             if self._speaks and not self.quiet:
                 text = change_text(change, finding)
                 if action != "none":
-                    text += f"\n    done:  {_DONE[action]}, as actions asks for {finding.severity.label} findings"
+                    text += f"\n    done:  {DONE[action]}, as actions asks for {finding.severity.label} findings"
                 if text:
                     say(text)
 
@@ -410,27 +407,6 @@ def _judge_the_rest(reference: weakref.ref[LoraWatchCallback]) -> None:
         if callback._machine is not None:
             callback._machine.stop()  # or it would be killed in the middle of a sentence
         callback._judge()
-
-
-_DONE = {"stop": "training stops after this step", "save": "a checkpoint is saved after this step"}
-
-
-def _checked_actions(actions: Mapping[str, str]) -> dict[Severity, str]:
-    checked: dict[Severity, str] = {}
-    for label, action in actions.items():
-        if action not in ACTIONS:
-            raise ValueError(
-                f"actions[{label!r}]: unknown action {action!r}{nearest(str(action), ACTIONS)} "
-                f"Use one of {', '.join(ACTIONS)}."
-            )
-        try:
-            checked[Severity.parse(label)] = action
-        except (ValueError, AttributeError):
-            labels = [severity.label for severity in Severity]
-            raise ValueError(
-                f"actions: unknown severity {label!r}{nearest(str(label), labels)} Use one of {', '.join(labels)}."
-            ) from None
-    return checked if set(checked.values()) - {"none"} else {}
 
 
 def _last_run(path: Path) -> int | None:

@@ -109,7 +109,8 @@ def test_the_callback_does_not_slow_a_real_step(tmp_path: Path, figures: Figures
     assert ratio <= 1.005  # the figure that must hold is kept; here noise of the card is allowed for
 
 
-_WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy", "aten::item")
+# What reading a value from the device comes down to. aten::item is not asked: it counts values in host memory too.
+_WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 
 
 def test_no_wait_for_the_device_is_added(tmp_path: Path, figures: Figures) -> None:

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
 import pytest
 
-from lorawatch.findings import Adjustment
+from lorawatch.cards import is_desktop
+from lorawatch.engine import Engine
+from lorawatch.findings import Adjustment, Severity
 from lorawatch.memory_remedies import batch_tokens, expandable_segments, larger_micro_batch, less_memory
-from lorawatch.records import AllocatorReading, FactUpdate, Step, StepTiming
+from lorawatch.parameters import installed_version
+from lorawatch.records import (
+    AllocatorReading,
+    Card,
+    FactUpdate,
+    GpuProcess,
+    GpuReading,
+    MetricRow,
+    Step,
+    StepTiming,
+)
+from lorawatch.registry import rule_classes
 from lorawatch.run import Run
 
 LLAMA = {
@@ -85,6 +100,96 @@ def test_liger_is_left_out_where_trl_has_the_loss_in_chunks() -> None:
 )
 def test_the_allocator_s_setting_has_the_name_that_its_torch_heeds(version: str, name: str) -> None:
     assert f"{name}_CONF=expandable_segments:True" in expandable_segments(run_with(torch_version=version), "x").proposed
+
+
+def test_the_allocator_s_setting_has_the_name_that_every_torch_heeds_where_the_version_is_not_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def absent(package: str) -> str:
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(metadata, "version", absent)  # lorawatch alone in its environment, as pipx installs it
+    installed_version.cache_clear()
+    try:
+        assert "set PYTORCH_CUDA_ALLOC_CONF=" in expandable_segments(run_with(), "x").proposed
+        assert "set PYTORCH_ALLOC_CONF=" in expandable_segments(run_with(torch_version="2.13.0"), "x").proposed
+    finally:
+        installed_version.cache_clear()
+
+
+def test_costs_read_after_the_word_cost() -> None:
+    run = run_with(**LLAMA)
+    for one in [*less_memory(run), *larger_micro_batch(run, "x", busy=False)]:
+        assert not one.cost.startswith(("needs", "costs", "detail")), one.cost
+
+
+def test_a_larger_micro_batch_names_the_memory_it_takes_and_the_batch_that_grows_with_it() -> None:
+    assert larger_micro_batch(run_with(**LLAMA), "x", busy=False)[0].cost == "up to twice the memory of a step"
+    odd = larger_micro_batch(run_with(**LLAMA | {"gradient_accumulation_steps": 3}), "x", busy=False)
+    assert [one.parameter for one in odd] == ["per_device_train_batch_size"]
+    assert "a larger effective batch" in odd[0].cost
+
+
+# --- a card that is full, by whose figure -----------------------------------------------------------------------------
+
+
+def full_card(*, known: bool, processes: Sequence[GpuProcess] = ()) -> Engine:
+    """A card of 24 GB with 1 GB free for a minute and a half; with torch's own figures or without."""
+    rules = [one() for one in rule_classes() if one.id == "mem/headroom"]
+    engine = Engine(Run("r"), rules)
+    engine.feed(FactUpdate(LLAMA, "test"))
+    allocator = AllocatorReading(10 * 10**9, 22 * 10**9, 22 * 10**9, 22 * 10**9) if known else None
+    for now in range(10, 100, 10):
+        engine.feed(MetricRow(now, {"loss": 2.0}, time=float(now)))
+        if known:
+            engine.feed(StepTiming(now, 10, [Step(0.0, 0.1, 0.1)] * 10, time=float(now), allocator=allocator))
+        card = Card(
+            0, "GPU-0", memory_total=24 * 10**9, memory_used=23_500_000_000, utilization=0.97, processes=[*processes]
+        )
+        engine.feed(GpuReading(float(now), [card], 10.0))
+    assert engine.rule_errors == {}
+    return engine
+
+
+def test_no_change_comes_first_on_a_figure_that_may_be_cache() -> None:
+    engine = full_card(known=False)
+    (finding,) = engine.findings
+    assert finding.severity is Severity.WARNING
+    assert "torch.cuda.memory_summary()" in finding.adjustments[0].proposed
+    assert engine.next_adjustment() is None
+    assert {one.confidence for one in finding.adjustments[1:]} == {"low"}
+
+
+def test_by_torch_s_own_figures_a_change_comes_first_and_the_cache_is_not_spoken_of() -> None:
+    engine = full_card(known=True)
+    (finding,) = engine.findings
+    chosen = engine.next_adjustment()
+    assert chosen is not None
+    assert chosen.parameter == "use_liger_kernel"
+    assert not any("ALLOC_CONF" in str(one.proposed) for one in finding.adjustments)
+
+
+def test_the_desktop_is_not_to_be_stopped() -> None:
+    screen = [
+        GpuProcess(900, 400 * 2**20, "/usr/lib/xorg/Xorg", False),
+        GpuProcess(901, 112 * 2**20, "kwin_x11", False),
+    ]
+    (finding,) = full_card(known=True, processes=screen).findings
+    assert "the desktop takes 512 MiB" in finding.summary
+    assert "not of this run" not in finding.summary
+    assert not any("stop it" in str(one.proposed) for one in finding.adjustments)
+    assert (finding.adjustments[-1].why, finding.adjustments[-1].confidence) == (
+        "the desktop takes 512 MiB of this", "low",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "is_one"),
+    [("Xorg", False, True), ("/usr/bin/gnome-shell", False, True), ("kwin_wayland", False, True), ("X", False, True),
+     ("Xwayland", None, False), ("python", False, False), ("xgboost", False, False), ("", False, False)],
+)  # fmt: skip
+def test_what_draws_the_screen_is_told_by_its_name(name: str, own: bool | None, is_one: bool) -> None:
+    assert is_desktop(GpuProcess(1, 1, name, own)) is is_one
 
 
 def test_preference_trainers_put_two_answers_into_a_row() -> None:

@@ -345,6 +345,31 @@ def test_the_advice_follows_what_the_machine_shows_later() -> None:
     assert (first.parameter, first.current, first.proposed) == ("dataloader_num_workers", 2, 5)
 
 
+@pytest.mark.parametrize("rule", ["perf/data-wait", "perf/padding-waste", "perf/overhead"])
+def test_from_outside_a_rule_says_that_only_the_callback_takes_what_it_needs(rule: str) -> None:
+    outside: list[Record] = [StepTiming(step, 10, seconds=5.0, time=float(step)) for step in range(10, 200, 10)]
+    (one,) = judge(rule, outside).abstained()
+    assert one.missing == ("times within the steps (only the callback takes them)",)
+    (one,) = judge(rule, [*outside, *waiting(200, 209)]).abstained()
+    assert "so far)" in one.missing[0]
+
+
+def test_what_adds_no_throughput_is_never_the_change_to_make() -> None:
+    engine = judge("perf/data-wait", waiting(1, 60), dataloader_num_workers=16, num_train_epochs=3)
+    (finding,) = engine.findings
+    told = " ".join(str(one.proposed) for one in finding.adjustments)
+    assert "dataloader_persistent_workers=True" in told
+    assert "dataloader_prefetch_factor=4" in told
+    assert engine.next_adjustment() is None
+    assert "cause not told: no reading of the machine" in finding.summary
+
+
+def test_axolotl_is_not_told_of_a_setting_that_it_lacks() -> None:
+    facts: dict[str, Any] = {"dataloader_num_workers": 16, "num_train_epochs": 3, "framework": "axolotl"}
+    (finding,) = judge("perf/data-wait", waiting(1, 60), **facts).findings
+    assert not any("persistent" in str(one.proposed) for one in finding.adjustments)
+
+
 # --- where the disk is full -------------------------------------------------------------------------------------------
 
 
@@ -399,6 +424,56 @@ def test_a_low_card_is_a_symptom_of_waiting_for_data() -> None:
     cause, symptom = engine.active()
     assert (cause.rule, symptom.rule) == ("perf/data-wait", "perf/low-gpu")
     assert symptom.incident == cause.id
+
+
+def stalled(*, rows: int = 0, gone: bool = False, workers: int = 0, **facts: Any) -> Engine:
+    """A trainer that gives no sign for 25 minutes, or is gone, after so many rows."""
+    begun: list[Record] = [MetricRow(step, {"loss": 2.0}, time=float(step)) for step in range(1, rows + 1)]
+    processes = [ProcessReading(1, "trainer", 1.0), *(ProcessReading(2 + one, "worker", 0.0) for one in range(workers))]
+    silent: list[Record] = [
+        HostReading(
+            100.0 + now, 30.0, alive=not gone, idle=float(now), phase="training" if rows else "",
+            processes=[] if gone else processes,
+        )
+        for now in range(30, 1501, 30)
+    ]  # fmt: skip
+    return judge("perf/stall", [*begun, *silent], **facts)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_run_that_had_not_begun_is_started_again_and_loses_nothing(gone: bool) -> None:
+    (finding,) = stalled(gone=gone).findings
+    last = finding.adjustments[-1].proposed
+    assert "start it again: no step is lost" in last
+    assert "checkpoint" not in last
+    assert "before its first step" in finding.summary if gone else "has not begun" in finding.summary
+    (finding,) = stalled(rows=20, gone=gone).findings
+    assert "resume from the last checkpoint" in finding.adjustments[-1].proposed
+
+
+@pytest.mark.parametrize(
+    ("stated", "seen", "asks"), [(None, 0, False), (0, 0, False), (4, 0, True), (None, 2, True), (0, 2, True)]
+)
+def test_workers_are_suspected_only_where_there_are_some(stated: int | None, seen: int, asks: bool) -> None:
+    facts: dict[str, Any] = {} if stated is None else {"dataloader_num_workers": stated}
+    engine = stalled(rows=20, workers=seen, **facts)
+    (finding,) = engine.findings
+    assert any("dataloader_num_workers 0" in one.proposed for one in finding.adjustments) is asks
+    assert engine.next_adjustment() is None
+
+
+@pytest.mark.parametrize("seen", [0, 1, 6])
+def test_advice_on_main_memory_counts_the_workers_of_each_trainer(seen: int) -> None:
+    """Two ranks with as many workers each, which hold most of the memory."""
+    ranks = [ProcessReading(1, "trainer", 1.0, GB), ProcessReading(2, "rank", 1.0, GB)]
+    workers = [ProcessReading(10 + one, "worker", 0.1, 50 * GB // (2 * seen)) for one in range(2 * seen)]
+    records: list[Record] = [
+        HostReading(float(now), 10.0, memory_total=64 * GB, memory_available=5 * GB, processes=[*ranks, *workers])
+        for now in range(10, 60, 10)
+    ]
+    (finding,) = judge("host/ram", records).findings
+    changes = [(one.parameter, one.current, one.proposed) for one in finding.adjustments if one.parameter]
+    assert changes == ([("dataloader_num_workers", 6, 3)] if seen == 6 else [])
 
 
 def test_a_run_that_said_that_it_ended_is_not_gone() -> None:
