@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,24 @@ THIRD_PARTY = (
     "ignore:Could not find a config file in:UserWarning",
     "ignore:Unable to fetch remote file due to the following error:UserWarning",
 )
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ends the threads of runs that a test broke off, which would end by themselves some seconds later."""
+    threads = pytest.importorskip("lorawatch.integrations.machine_thread").MachineThread
+    made: list[Any] = []
+    start = threads.start
+
+    def started(self: Any) -> None:
+        made.append(self)
+        start(self)
+
+    monkeypatch.setattr(threads, "start", started)
+    yield
+    for one in made:
+        one.stop()
+    made.clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -547,7 +547,7 @@ def test_a_guess_does_not_take_the_place_of_a_trainer_that_was_killed(monkeypatc
     searches.look(finder, 60.0)
     assert len(searches.times) > 1
     assert finder.trainer is killed
-    assert not finder.trainer.alive
+    assert not killed.alive
 
 
 def test_a_training_that_prints_into_another_file_trains_another_run(run: Path, src: Path) -> None:
