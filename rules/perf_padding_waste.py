@@ -14,7 +14,7 @@ from lorawatch.rule import param, state
 from lorawatch.run import LANGUAGE_MODELLING, PREFERENCE, REINFORCEMENT, Kind, Run
 from lorawatch.step_rule import EVERY, StepRule
 
-WINDOW = 200
+WINDOW = 25
 """Micro-batches that it is told from."""
 
 
@@ -27,8 +27,9 @@ class PerfPaddingWaste(StepRule):
     memory and time like real ones, and teach nothing.
 
     ## How it decides
-    One minus tokens over padded tokens, summed over the steps of the last 200 micro-batches (at least 10 steps):
-    information from 30 %, a warning from 50 %. It needs batches with an attention mask, as the callback sees them, and
+    One minus tokens over padded tokens, summed over the last 25 micro-batches that were counted (at least 10 steps):
+    information from 30 %, a warning from 50 %. The callback counts every eighth step, so that 25 stand for 200, the
+    catalogue's number. It needs batches with an attention mask, as the callback sees them, and
     does not judge a run that states `packing` or `padding_free`.
 
     ## What to change
@@ -155,7 +156,7 @@ class PerfPaddingWaste(StepRule):
 
 
 def _window(run: Run) -> int:
-    """Steps that hold 200 micro-batches, at least as many as lie between two decisions."""
+    """Counted steps that hold 25 micro-batches, at least as many as lie between two decisions."""
     return max(EVERY, math.ceil(WINDOW / min(max(run.number("gradient_accumulation_steps") or 1.0, 1.0), WINDOW)))
 
 

@@ -333,7 +333,8 @@ def test_other_processes_stop_with_the_first(tmp_path: Path, capfd: pytest.Captu
 def test_what_is_printed_stands_above_the_bar_on_lines_of_its_own(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    tqdm._instances.clear()  # bars of runs that other tests broke off
+    bars: Any = tqdm  # what it keeps of the bars is nobody's business but its own
+    bars._instances.clear()  # those of runs that other tests broke off
     lab.train(tmp_path, LoraWatchCallback(FROM_STEP), max_steps=8)
     # As a terminal shows it: a carriage return goes back to the start of the line and what follows covers it.
     lines = [line.rpartition("\r")[2] for line in capfd.readouterr().err.split("\n")]
