@@ -41,7 +41,7 @@ class PerfDataWait(StepRule):
     The likely cause is told from the machine's readings of the last minute: **too few workers** (none, or busy ones
     while processors are free), **processors** (workers busy and no processor free), **disk** (loaders in
     uninterruptible sleep), **network** (loaders that do little, while bytes come in or the data set is streamed), or
-    not told. Where readings come, it waits for the first of them, at most 60 s of steps.
+    not told. Where readings come, it waits for those that tell of it, at most 60 s of steps.
 
     ## What to change
     More `dataloader_num_workers`, as many as the measured times ask for, no more than there are processors for each
@@ -135,8 +135,12 @@ class PerfDataWait(StepRule):
         return Severity.CRITICAL if share >= self.critical else Severity.WARNING
 
     def _waits_for_a_reading(self, run: Run) -> bool:
-        """Whether readings of the machine come, none of them tells of training yet, and one is worth waiting for."""
-        if run.host is None or self.loaders.load().seconds > 0.0:
+        """Whether readings come that do not tell yet of training, or of the workers, and are worth waiting for."""
+        if run.host is None:
+            return False
+        load = self.loaders.load()
+        unseen = load.worker_cpu is None and (run.number("dataloader_num_workers") or 0.0) > 0.0
+        if load.seconds > 0.0 and not unseen:
             return False
         self.waited += sum(list(self.waits)[-EVERY:]) + sum(list(self.works)[-EVERY:])
         return self.waited < PATIENCE
