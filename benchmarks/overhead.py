@@ -119,6 +119,32 @@ def batches_timed(meter: Meter) -> Iterator[None]:
         BatchSizes._see = see  # type: ignore[method-assign]
 
 
+class Judging:
+    """Adds up the processor time of judging, which is done beside the loop."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """Take it."""
+        from lorawatch.integrations.judgement import Judgement
+
+        judge = Judgement.judge
+
+        def judged(judgement: Any) -> Any:
+            before = time.thread_time()
+            changes = judge(judgement)
+            self.seconds += time.thread_time() - before
+            return changes
+
+        setattr(Judgement, "judge", judged)  # noqa: B010  (mypy would have the type of the method)
+        try:
+            yield
+        finally:
+            setattr(Judgement, "judge", judge)  # noqa: B010
+
+
 class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """Random tokens."""
 
@@ -219,6 +245,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         os.environ["TRACKIO_DIR"] = home
         found = {name: (Times(), "") for name in arms()}
+        judging = Judging()
         for _ in range(options.rounds):
             for name, make in arms().items():
                 times, problem = found[name]
@@ -226,22 +253,25 @@ def main() -> None:
                     continue
                 try:
                     # Two kinds of run: a row at each step, and a row at each tenth.
-                    train(make, times, steps=options.steps, logging_steps=1)
-                    train(make, times, steps=options.steps, logging_steps=10)
+                    with judging.timed():
+                        train(make, times, steps=options.steps, logging_steps=1)
+                        train(make, times, steps=options.steps, logging_steps=10)
                 except Exception as error:
                     found[name] = (times, f"{type(error).__name__}: {str(error)[:100]}")
+    judged = 1e6 * judging.seconds / (2 * options.rounds * options.steps)
     rows = len(found["LoraWatchCallback"][0].logged)
     conditions = f"Load average of the machine, which others share: {before} at the beginning, {load()} at the end."
     body = (
         f"{table(found)}\n\n"
+        f"Beside the loop LoraWatchCallback takes {judged:.0f} µs of processor time a step for judging rows and times "
+        "of steps by all rules; what looking at the machine takes is measured in sampler.md.\n\n"
         "Microseconds of the callback's own time a step: perf_counter_ns around each of its events in a real Trainer "
-        f"loop, tiny Llama with LoRA, one thread, all rules on; {options.rounds} interleaved rounds of "
-        f"{options.steps} steps with logging_steps 1 and 10, {rows} logged steps an arm, the first {SKIPPED} steps of "
-        "a run left out. The stopwatch itself is part of each figure: what a callback adds is the difference to the "
-        "no-op. Must hold: LoraWatchCallback at most 60 on a logged step, median and mean, at most 12 over the no-op "
-        "on others. Its recorder of the steps and its look at each batch are in it. The highest percent of its logged "
-        "steps are those at which a finding opens: advice and printing are "
-        f"in it. TrackioCallback writes to its local store; nothing is sent. {conditions}\n"
+        f"loop, tiny Llama with LoRA, one thread; {options.rounds} interleaved rounds of {options.steps} steps with "
+        f"logging_steps 1 and 10, {rows} logged steps an arm, the first {SKIPPED} steps of a run left out. The "
+        "stopwatch itself is part of each figure: what a callback adds is the difference to the no-op. Must hold: "
+        "LoraWatchCallback at most 60 on a logged step, at most 12 over the no-op on others. Its recorder of the steps "
+        "and its look at each batch are in it; it judges in the loop only where actions ask for it. TrackioCallback "
+        f"writes to its local store; nothing is sent. {conditions}\n"
     )
     write("overhead", "Cost inside the training loop", body, "transformers", "torch", "tensorboard", "trackio")
     sys.stdout.flush()
