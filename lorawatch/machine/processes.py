@@ -102,7 +102,7 @@ class TrainerFinder:
         self.note = search.note
         found = search.trainer
         if found is None:
-            if search.expected and not alive:
+            if search.expected and known is None:  # of one that ended it is known that it did
                 self._problems.say(search.note)
         elif known is None or found.certain or found.process == known.process:
             # One that is not certain takes no other's place: in a sweep the next job trains in the same folder.

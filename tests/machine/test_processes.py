@@ -521,6 +521,7 @@ def test_a_trainer_that_ended_stays_until_another_takes_its_place(monkeypatch: p
     finder = TrainerFinder([], None, clock=lambda: searches.now, find=searches)
     searches.look(finder, 20.0)
     assert finder.trainer is ended
+    assert not finder.problems, "that it ended is known; that nobody trains is no news"
     searches.look(finder, 40.0)
     assert finder.trainer is other
 
