@@ -41,6 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = "Follow a log file, a run's folder, or a folder of runs, while it is written."
     parser.epilog = _EPILOG
     parser.add_argument("path", metavar="PATH", type=Path)
+    parser.add_argument("--no-machine", action="store_true", help="do not look at GPU, host and processes")
     add_view_options(parser)
     add_rule_options(parser)
 
@@ -53,7 +54,6 @@ def add_view_options(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="where to serve /metrics (default 127.0.0.1:10910; '' for nowhere)",
     )
-    parser.add_argument("--no-machine", action="store_true", help="do not look at GPU, host and processes")
     parser.add_argument("--no-color", action="store_true", help="no colour (NO_COLOR in the environment does the same)")
     parser.add_argument("--format", choices=("text", "jsonl"), default="text")
 
