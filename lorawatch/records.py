@@ -329,4 +329,3 @@ class HostReading(msgspec.Struct, frozen=True, tag_field="type", tag="host", omi
 Reading = StepTiming | GpuReading | HostReading
 """What is seen of the machine, beside what the trainer logs."""
 Record = MetricRow | FactUpdate | LifecycleEvent | StepTiming | GpuReading | HostReading
-READINGS = (StepTiming, GpuReading, HostReading)

@@ -180,7 +180,7 @@ class Case:
                 ]
                 timing: dict[str, Any] = {"step": step, "span": steps_a_tick, "time": now, **values.get("timing", {})}
                 if steps:
-                    timing["steps"] = [msgspec.convert({"data_wait": None, **one}, _StepTable).step() for one in taken]
+                    timing["steps"] = [Step(**{"data_wait": None, **_whole(one)}) for one in taken]
                 if "allocator" in values:
                     empty = {"allocated": 0, "peak_allocated": 0, "reserved": 0, "peak_reserved": 0}
                     timing["allocator"] = msgspec.convert(_whole(empty | values["allocator"]), AllocatorReading)
@@ -222,28 +222,9 @@ class Case:
 
 _READING = re.compile(r"gpu\d*|host|allocator|step|timing")
 _WHOLE = {
-    name for kind in (Card, HostReading, AllocatorReading)
+    name for kind in (Card, HostReading, AllocatorReading, Step)
     for name, hint in kind.__annotations__.items() if hint in ("int", "int | None")
 }  # fmt: skip
-
-
-class _StepTable(msgspec.Struct):
-    """A Step by the names of its fields."""
-
-    data_wait: float | None
-    forward_backward: float
-    optimizer: float
-    after: float = 0.0
-    tokens: float | None = None
-    padded_tokens: float | None = None
-    largest_micro_batch: float | None = None
-
-    def step(self) -> Step:
-        counts = [
-            None if count is None else round(count)
-            for count in (self.tokens, self.padded_tokens, self.largest_micro_batch)
-        ]
-        return Step(self.data_wait, self.forward_backward, self.optimizer, self.after, *counts)
 
 
 def _is_series(text: str) -> bool:

@@ -70,13 +70,12 @@ class Judgement:
     def put(self, *records: Record) -> None:
         """Write records down, to be judged later."""
         with self._writing:
-            self.write(*records)
+            self._write(*records)
             if not self._waiting:
                 self._since = self._clock()
             self._waiting.extend(records)
 
-    def write(self, *records: Record) -> None:
-        """Write records down that are not to be judged again."""
+    def _write(self, *records: Record) -> None:
         if self._journal is None:
             return
         try:
