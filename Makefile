@@ -59,7 +59,7 @@ generate: $(STAMP)
 	$(BIN)/python docs/generate.py
 
 benchmarks: $(STAMP)
-	$(BIN)/python benchmarks/diagnosis.py
+	$(BIN)/python benchmarks/labelled_logs.py
 	$(BIN)/python benchmarks/false_alarms.py
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/overhead.py

@@ -1,231 +1,417 @@
-"""How often each rule is right: recall, false alarms and delay over a folder of labelled logs.
+"""How often each rule is right, on runs that were broken on purpose and on healthy ones: recall, precision, delay.
 
-The folder holds ``labels.csv`` (file, labels separated by ``;``, onset_step, confidence, note) and the files it names.
-Only labels of high confidence count. Usage: ``python benchmarks/diagnosis.py [FOLDER] [--all]``.
+Each fault of the reference trainer in two amounts with three seeds, and at least sixty healthy runs of varied set-ups
+(:mod:`fault_runs` trains and keeps them). Beside lorawatch the same runs are judged by published detectors
+(:mod:`published_detectors`). Writes ``results/diagnosis.md`` and ``results/diagnosis.svg``.
+
+    python benchmarks/diagnosis.py            # the reported seeds; trains what is missing, 90 minutes on two cores
+    python benchmarks/diagnosis.py --dev      # the seeds of development, printed, nothing written
+
+A fault is *caught* when a finding that it expects opened at or after the step from which it acts, at the severity that
+it names. Its *root is right* when that is what the incident was put down to: the worst root finding that is firing at
+the end, or the worst that ever fired where none is, is one of the rules that the fault names as root.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import contextlib
+import json
+import math
+import statistics
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
-from statistics import median
 
-from results_file import write
+from fault_runs import DEVELOPMENT, REPORTED, Done, fault_jobs, findings_of, train, words
+from healthy_runs import healthy_jobs
+from published_detectors import DETECTORS, AbstainError, LoggedRow, peer_versions
+from results_file import RESULTS, write
 
 from lorawatch.findings import Finding, Severity
 from lorawatch.registry import RuleSet
 from lorawatch.settings import Settings
-from lorawatch.watch import judge
-
-DEFAULT_CORPUS = Path(__file__).resolve().parent.parent.parent / "shared" / "runs"
-
-INFO, WARNING = Severity.INFO, Severity.WARNING
-CAUGHT_BY: dict[str, dict[str, Severity]] = {
-    "no_learning": {
-        "loss/not-learning": WARNING, "loss/slow-start": WARNING, "sig/no-supervision": WARNING,
-        "sig/dead-gradient": WARNING, "pref/no-signal": WARNING, "rl/no-variance": WARNING,
-    },
-    "slow_start": {"loss/slow-start": WARNING, "loss/not-learning": WARNING},
-    "loss_zero": {"sig/no-supervision": WARNING, "sig/hidden-nan": WARNING, "loss/memorised": INFO},
-    "divergence": {"loss/diverging": WARNING, "loss/blow-up": WARNING, "loss/at-uniform": WARNING},
-    "nan": {"sig/hidden-nan": WARNING, "sig/nan": WARNING},
-    "grad_explosion": {
-        "grad/explosion": WARNING, "grad/spike": INFO, "loss/blow-up": WARNING, "loss/diverging": WARNING,
-    },
-    "spike": {"loss/spike": INFO, "loss/diverging": WARNING},
-    "oscillation": {"loss/oscillation": WARNING, "loss/periodic": INFO},
-    "overfit": {"eval/overfit": WARNING, "eval/gap": INFO, "loss/memorised": INFO, "loss/stairs": INFO},
-    "plateau": {"loss/plateau": INFO},
-}  # fmt: skip
-"""For each label the rules that catch it, and the least severity at which they do."""
-ALARM_FAMILIES = ("sig/*", "loss/*", "grad/*", "lr/*", "eval/*", "pref/*", "rl/*")
-DETERMINISTIC = ("sig/*", "loss/blow-up", "loss/at-uniform", "loss/start", "grad/explosion", "grad/spike", "lr/*")
-"""Rules that rest on no trend: they may speak on a run of a few points."""
+from lorawatch.trainer.faults.contract import Expected
 
 
 @dataclass(slots=True)
-class Row:
-    """One labelled file and what was found in it."""
+class Verdict:
+    """One run, judged.
 
-    file: str
-    labels: list[str]
-    onset: int | None
-    confidence: str
-    group: str
-    error: str = ""
-    rows: int = 0
-    findings: list[Finding] = field(default_factory=list)
+    Attributes:
+        done: The run.
+        findings: What lorawatch found.
+        expected: What the fault expects, of the rules that there are; empty for a healthy run.
+        rows: What the run logged.
+        peers: Steps of the alarms of each published detector that could judge it.
+    """
+
+    done: Done
+    findings: list[Finding]
+    expected: list[Expected] = field(default_factory=list)
+    rows: list[LoggedRow] = field(default_factory=list)
+    peers: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def onset(self) -> int:
+        """Step from which the fault acts."""
+        return min((one.from_step for one in self.expected), default=0)
+
+    def caught(self) -> Finding | None:
+        """The first finding that the fault expects."""
+        found = [
+            finding
+            for one in self.expected
+            for finding in self.findings
+            if finding.rule in one.rules and finding.severity >= one.least and finding.opened_step >= one.from_step
+        ]
+        return min(found, key=lambda finding: finding.opened_step, default=None)
 
     def alarms(self) -> list[Finding]:
-        """The findings of warning or worse that would be false alarms on a healthy run."""
-        return [
-            finding for finding in self.findings
-            if finding.severity >= WARNING and any(fnmatchcase(finding.rule, family) for family in ALARM_FAMILIES)
-        ]  # fmt: skip
+        """Findings of warning or worse."""
+        return [finding for finding in self.findings if finding.severity >= Severity.WARNING]
 
-    def catches(self, label: str) -> list[Finding]:
-        """The findings that catch ``label``, first opened first."""
-        limits = CAUGHT_BY[label]
-        caught = [one for one in self.findings if one.rule in limits and one.severity >= limits[one.rule]]
-        return sorted(caught, key=lambda finding: finding.opened_step)
+    def named(self) -> Finding | None:
+        """What is named first: the worst root, of those still firing where there are any."""
+        roots = [finding for finding in self.findings if finding.is_root]
+        firing = [finding for finding in roots if finding.state == "firing"] or roots
+        return max(firing, key=lambda finding: (finding.severity, -finding.opened_step), default=None)
 
-    def says(self) -> str:
-        """The findings in a few words."""
-        return ", ".join(f"{one.rule} {one.severity.label}@{one.opened_step}" for one in self.findings) or "–"
+    def root_is_right(self) -> bool:
+        """Whether what is named first is what was broken."""
+        named = self.named()
+        return named is not None and any(named.rule in (one.roots or one.rules) for one in self.expected)
+
+    def delay(self, finding: Finding) -> tuple[int, str]:
+        """Judgements between the onset and the finding, and what is counted: logged rows, or evaluations."""
+        evaluation = finding.rule.startswith("eval/")
+        name = "eval_loss" if evaluation else "loss"
+        steps = [row.step for row in self.rows if name in row.values]
+        count = sum(self.onset < step <= finding.opened_step for step in steps)
+        return count, "evaluations" if evaluation else "rows"
 
 
-def read(corpus: Path) -> list[Row]:
-    """Judge every labelled file."""
-    groups: dict[str, str] = {}
-    manifest = corpus / "manifest.csv"
-    if manifest.is_file():
-        with manifest.open(encoding="utf-8", newline="") as lines:
-            groups = {line["file"]: line["run_group"] for line in csv.DictReader(lines)}
-    rules = RuleSet(Settings())
-    rows: list[Row] = []
-    with (corpus / "labels.csv").open(encoding="utf-8", newline="") as lines:
-        for line in csv.DictReader(lines):
-            onset = int(line["onset_step"]) if line["onset_step"] else None
-            row = Row(
-                line["file"],
-                line["labels"].split(";"),
-                onset,
-                line["confidence"],
-                groups.get(line["file"]) or line["file"],
-            )
-            judged = judge([corpus / line["file"]], rules)
-            row.error = "; ".join(error.message for error in judged.errors)
-            for watch in judged.runs:
-                for engine in watch.engines:
-                    row.rows += engine.run.rows
-                    row.findings += engine.findings
-            rows.append(row)
+def judged(done: Iterable[Done]) -> list[Verdict]:
+    """Judge every run by lorawatch and by the published detectors."""
+    known = {rule.id for rule in RuleSet(Settings()).make()}
+    verdicts = []
+    for one in done:
+        verdict = Verdict(one, findings_of(one.folder), rows=logged(one.folder))
+        if not one.job.healthy:
+            verdict.expected = expected_of(one, known)
+        for detector in DETECTORS:
+            with contextlib.suppress(AbstainError):  # said once, under the table
+                verdict.peers[detector.name] = [alarm.step for alarm in detector.judge(verdict.rows)]
+        verdicts.append(verdict)
+    return verdicts
+
+
+def expected_of(done: Done, known: set[str]) -> list[Expected]:
+    """What the fault of a run expects, without the rules that there are not."""
+    from fault_runs import recipe_for
+
+    from lorawatch.trainer.faults.catalogue import faults
+
+    fault = faults()[done.job.name](done.job.amount)  # type: ignore[arg-type]
+    found = []
+    for one in fault.expected(fault.prepare(recipe_for(done.job))):
+        rules = tuple(rule for rule in one.rules if rule in known)
+        if rules:
+            found.append(Expected(rules, one.least, one.from_step, one.roots, one.within))
+    return found
+
+
+def logged(folder: Path) -> list[LoggedRow]:
+    """The rows that a run logged, as the Trainer logged them."""
+    rows = []
+    try:
+        lines = (folder / "lorawatch.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        record = json.loads(line)
+        if record.get("type") == "metrics":
+            values = {name: _number(value) for name, value in record["values"].items()}
+            rows.append(LoggedRow(record["step"], {name: value for name, value in values.items() if value is not None}))
     return rows
 
 
-def name(file: str) -> str:
-    """A file's name, short enough for a table."""
-    text = file.removeprefix("files/")
-    return text if len(text) <= 78 else f"{text[:40]}…{text[-37:]}"
+def _number(value: object) -> float | None:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
 
 
-def report(rows: list[Row]) -> str:
+def wilson(part: int, whole: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927): honest for few runs and for shares near 0 and 1."""
+    if not whole:
+        return 0.0, 1.0
+    z, share = 1.96, part / whole
+    centre = (share + z * z / (2 * whole)) / (1 + z * z / whole)
+    half = z * math.sqrt(share * (1 - share) / whole + z * z / (4 * whole * whole)) / (1 + z * z / whole)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def share(part: int, whole: int) -> str:
+    """A share with its count: ``97 % (58/60)``."""
+    return f"{100 * part / whole:.0f} % ({part}/{whole})" if whole else "–"
+
+
+def report(faulty: Sequence[Verdict], healthy: Sequence[Verdict]) -> str:
     """The tables."""
-    judged = [row for row in rows if row.rows]
-    high = [row for row in judged if row.confidence == "high"]
+    scored = [one for one in faulty if one.expected]
+    unseen = [one for one in faulty if not one.expected]
+    caught = [one for one in scored if one.caught()]
+    right = [one for one in scored if one.root_is_right()]
+    alarmed = [one for one in healthy if one.alarms()]
+    low, high = wilson(len(caught), len(scored))
     lines = [
-        f"{len(rows)} labelled files, {len(judged)} judged, {len(rows) - len(judged)} not readable (see the end).",
-        f"{len(high)} of the judged files have a label of high confidence; only these count.",
+        (
+            f"{len(scored)} faulty runs of {len({one.done.job.name for one in scored})} faults that a rule of this "
+            f"version should see, {len(healthy)} healthy runs. Seeds {_seeds(scored)}; amounts and thresholds were "
+            f"chosen with seeds {_range(DEVELOPMENT)}."
+        ),
         "",
+        "| | |",
+        "|---|---|",
+        f"| recall | {share(len(caught), len(scored))}, 95 % interval {100 * low:.0f}–{100 * high:.0f} % |",
+        f"| root cause named first | {share(len(right), len(scored))} |",
+        f"| healthy runs with a warning or critical | {share(len(alarmed), len(healthy))} |",
+        f"| runs with a warning or critical that are faulty (precision) | {_precision(scored, alarmed)} |",
+        *_delays(caught),
+        "",
+        "## By fault",
+        "",
+        "| fault | amount | caught | root right | delay (median) | found, first seed |",
+        "|---|---|---|---|---|---|",
+        *_by_fault(scored),
+        "",
+        "## By rule",
+        "",
+        (
+            "A rule's recall is over the runs whose fault names it first, caught by any of the rules that the fault "
+            "names; its precision is over all runs in which it opened as a warning or critical."
+        ),
+        "",
+        "| rule | recall | precision |",
+        "|---|---|---|",
+        *_by_rule(scored, faulty, healthy),
+        "",
+        "## Confusion of causes",
+        "",
+        *_confusion(scored),
+        "",
+        "## Beside published detectors",
+        "",
+        (
+            "The same logged rows. A fault counts as caught for a detector when it raises any alarm at or after the "
+            "onset, whatever it is called; for lorawatch only what the fault expects counts. *In scope* are the faults "
+            "of the loss, the gradient and the evaluation, which a detector of losses could see."
+        ),
+        "",
+        *_peers(scored, healthy),
+        "",
+        "## Healthy runs that were alarmed",
+        "",
+        *([f"- {one.done.job}: {words(one.alarms())}" for one in alarmed] or ["None."]),
+        "",
+        f"Infos on healthy runs: {_infos(healthy)}.",
     ]
-    healthy = [row for row in high if row.labels == ["healthy"]]
-    alarmed = [row for row in healthy if row.alarms()]
-    groups = {row.group for row in healthy}
-    alarmed_groups = {row.group for row in alarmed}
-    lines += [
-        "## False alarms on healthy runs",
-        "",
-        "| | files | with a warning or critical | share |",
-        "|---|---|---|---|",
-        f"| files | {len(healthy)} | {len(alarmed)} | {_share(len(alarmed), len(healthy))} |",
-        f"| runs, each once | {len(groups)} | {len(alarmed_groups)} | {_share(len(alarmed_groups), len(groups))} |",
-        "",
-    ]
-    lines += [f"- {name(row.file)}: {row.says()}" for row in alarmed]
-    infos = Counter(one.rule for row in healthy for one in row.findings if one.severity == INFO)
-    if infos:
-        lines += ["", "Infos on healthy runs: " + ", ".join(f"{rule} {count}" for rule, count in infos.most_common())]
-    lines += ["", *_failures(high), *_short(high)]
-    unread = [row for row in rows if not row.rows]
-    if unread:
-        kinds = Counter(f"{Path(row.file.split('@')[0]).suffix or Path(row.file).name}" for row in unread)
-        lines += ["", "## Not readable", "", *(f"- {kind}: {count} files" for kind, count in kinds.most_common())]
+    if unseen:
+        names = Counter(one.done.job.name for one in unseen)
         lines += [
-            f"- {name(row.file)} ({'; '.join(row.labels)}, {row.confidence})"
-            for row in unread
-            if row.labels != ["healthy"]
+            "",
+            "## Faults that no rule of this version sees",
+            "",
+            "They were run, and count in no figure above: " + ", ".join(sorted(names)) + ".",
         ]
     return "\n".join(lines)
 
 
-def _failures(high: list[Row]) -> list[str]:
-    failures = [row for row in high if not {"healthy", "too_few_points"} & {row.labels[0]}]
-    caught_files = 0
-    per_label: dict[str, list[Row]] = defaultdict(list)
-    lines = ["## Failures", "", "| file | label | onset | caught by | at step | delay |", "|---|---|---|---|---|---|"]
-    for row in failures:
-        caught = False
-        for label in row.labels:
-            if label not in CAUGHT_BY:
-                continue
-            per_label[label].append(row)
-            found = row.catches(label)
-            caught |= bool(found)
-            first = found[0] if found else None
-            delay = first.opened_step - row.onset if first and row.onset is not None else ""
-            lines.append(
-                f"| {name(row.file)} | {label} | {row.onset or ''} | "
-                + (
-                    f"{first.rule} ({first.severity.label}) | {first.opened_step} | {delay} |"
-                    if first
-                    else f"**missed**: {row.says()} | | |"
-                )
-            )
-        caught_files += caught
-    lines += ["", f"Caught by at least one of their labels: {caught_files} of {len(failures)} files.", ""]
-    lines += ["| label | files | caught | recall | median delay (steps) |", "|---|---|---|---|---|"]
-    for label, rows in sorted(per_label.items()):
-        found_rows = [(row, row.catches(label)) for row in rows]
-        delays = [found[0].opened_step - row.onset for row, found in found_rows if found and row.onset is not None]
-        count = sum(bool(found) for _, found in found_rows)
+def _seeds(verdicts: Sequence[Verdict]) -> str:
+    return _range(sorted({one.done.job.seed for one in verdicts}))
+
+
+def _range(seeds: Sequence[int]) -> str:
+    return f"{seeds[0]} to {seeds[-1]}" if seeds else "–"
+
+
+def _precision(scored: Sequence[Verdict], alarmed: Sequence[Verdict]) -> str:
+    true = sum(bool(one.alarms()) for one in scored)
+    return share(true, true + len(alarmed))
+
+
+def _delays(caught: Sequence[Verdict]) -> list[str]:
+    by_kind: dict[str, list[int]] = defaultdict(list)
+    for one in caught:
+        finding = one.caught()
+        if finding is None or finding.rule.split("/")[0] not in ("sig", "loss", "grad", "lr", "eval"):
+            continue
+        count, kind = one.delay(finding)
+        by_kind[kind].append(count)
+    return [
+        f"| delay from onset, {kind} | median {statistics.median(counts):g}, longest tenth from "
+        f"{sorted(counts)[int(0.9 * (len(counts) - 1))]} |"
+        for kind, counts in sorted(by_kind.items(), reverse=True)
+    ]
+
+
+def _by_fault(scored: Sequence[Verdict]) -> list[str]:
+    groups: dict[tuple[str, str], list[Verdict]] = defaultdict(list)
+    for one in scored:
+        groups[one.done.job.name, one.done.job.amount].append(one)
+    lines = []
+    for (name, amount), group in groups.items():
+        found = [(one, finding) for one in group if (finding := one.caught())]
+        counts = [one.delay(finding) for one, finding in found]
+        delay = f"{statistics.median(count for count, _ in counts):g} {counts[0][1]}" if counts else "–"
+        right = sum(one.root_is_right() for one in group)
         lines.append(
-            f"| {label} | {len(rows)} | {count} | {_share(count, len(rows))} | {median(delays) if delays else '–'} |"
+            f"| {name} | {amount} | {len(found)}/{len(group)} | {right}/{len(group)} | {delay} | "
+            f"{words(group[0].findings)} |"
         )
     return lines
 
 
-def _short(high: list[Row]) -> list[str]:
-    short = [row for row in high if "too_few_points" in row.labels]
-    spoke = []
-    for row in short:
-        trend = [one for one in row.alarms() if not any(fnmatchcase(one.rule, pattern) for pattern in DETERMINISTIC)]
-        if trend:
-            spoke.append(row)
-    lines = [
-        "",
-        "## Runs that are too short",
-        "",
-        f"{len(short)} files, {len(spoke)} with a warning or critical that rests on a trend.",
+def _by_rule(scored: Sequence[Verdict], faulty: Sequence[Verdict], healthy: Sequence[Verdict]) -> list[str]:
+    wanted: Counter[str] = Counter()
+    found: Counter[str] = Counter()
+    for one in scored:
+        first = one.expected[0].rules[0]
+        wanted[first] += 1
+        found[first] += one.caught() is not None
+    spoke: Counter[str] = Counter()
+    true: Counter[str] = Counter()
+    for one in (*faulty, *healthy):
+        rules = {finding.rule for finding in one.alarms()}
+        ok = {rule for each in one.expected for rule in (*each.rules, *each.roots)}
+        for rule in rules:
+            spoke[rule] += 1
+            # A symptom folded under an expected root is no false alarm either.
+            folded = all(not finding.is_root for finding in one.alarms() if finding.rule == rule)
+            true[rule] += rule in ok or (folded and not one.done.job.healthy)
+    return [
+        f"| {rule} | {share(found[rule], wanted[rule])} | {share(true[rule], spoke[rule])} |"
+        for rule in sorted({*wanted, *spoke})
     ]
-    return lines + [f"- {name(row.file)}: {row.says()}" for row in spoke]
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "–"
+def _confusion(scored: Sequence[Verdict]) -> list[str]:
+    wrong: Counter[tuple[str, str, str]] = Counter()
+    for one in scored:
+        if not one.root_is_right():
+            named = one.named()
+            wrong[one.done.job.name, one.done.job.amount, named.rule if named else "nothing"] += 1
+    if not wrong:
+        return ["The root was right in every run."]
+    return ["| fault | amount | named first instead | runs |", "|---|---|---|---|"] + [
+        f"| {name} | {amount} | {rule} | {count} |" for (name, amount, rule), count in wrong.most_common()
+    ]
+
+
+LOSS_FAMILIES = ("sig", "loss", "grad", "lr", "eval")
+
+
+def in_scope(verdict: Verdict) -> bool:
+    """Whether a detector of losses, gradients and evaluations could see the fault."""
+    return any(rule.split("/")[0] in LOSS_FAMILIES for one in verdict.expected for rule in one.rules)
+
+
+def peer_table(scored: Sequence[Verdict], healthy: Sequence[Verdict]) -> list[tuple[str, int, int, int, int]]:
+    """For lorawatch and each detector: name, caught, of, alarmed healthy runs, of; over the faults in scope."""
+    scope = [one for one in scored if in_scope(one)]
+    table = [
+        ("lorawatch", sum(bool(one.caught()) for one in scope), len(scope), sum(bool(one.alarms()) for one in healthy),
+         len(healthy))
+    ]  # fmt: skip
+    for detector in DETECTORS:
+        name = detector.name
+        if all(name in one.peers for one in (*scope, *healthy)):
+            caught = sum(any(step >= one.onset for step in one.peers[name]) for one in scope)
+            table.append((name, caught, len(scope), sum(bool(one.peers[name]) for one in healthy), len(healthy)))
+    return table
+
+
+def _peers(scored: Sequence[Verdict], healthy: Sequence[Verdict]) -> list[str]:
+    lines = ["| detector | recall in scope | healthy runs alarmed |", "|---|---|---|"]
+    for name, caught, of, alarmed, runs in peer_table(scored, healthy):
+        lines.append(f"| {name} | {share(caught, of)} | {share(alarmed, runs)} |")
+    told = {name for name, *_ in peer_table(scored, healthy)}
+    missing = [detector.name for detector in DETECTORS if detector.name not in told]
+    if missing:
+        lines += ["", f"Not installed, so they could not judge: {', '.join(missing)}."]
+    versions = ", ".join(f"{name} {version}" for name, version in peer_versions().items())
+    return [*lines, "", f"Packages: {versions}."]
+
+
+def _infos(healthy: Sequence[Verdict]) -> str:
+    infos = Counter(one.rule for verdict in healthy for one in verdict.findings if one.severity == Severity.INFO)
+    return ", ".join(f"{rule} {count}" for rule, count in infos.most_common()) or "none"
+
+
+def plot(scored: Sequence[Verdict], healthy: Sequence[Verdict], file: Path) -> None:
+    """Recall against false alarms, for lorawatch and the published detectors; and recall by fault."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "lorawatch"
+    from matplotlib import pyplot as plt
+
+    groups: dict[tuple[str, str], list[Verdict]] = defaultdict(list)
+    for one in scored:
+        groups[one.done.job.name, one.done.job.amount].append(one)
+    names = sorted({name for name, _ in groups})
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(13, 0.24 * len(names) + 1.5), width_ratios=(1, 1.1), layout="constrained"
+    )
+    for name, caught, of, alarmed, runs in peer_table(scored, healthy):
+        ours = name == "lorawatch"
+        left.scatter(100 * alarmed / max(runs, 1), 100 * caught / max(of, 1), s=70 if ours else 40, zorder=3)
+        left.annotate(name, (100 * alarmed / max(runs, 1), 100 * caught / max(of, 1)), xytext=(6, 4),
+                      textcoords="offset points", weight="bold" if ours else "normal")  # fmt: skip
+    left.set(xlim=(-4, 108), ylim=(-4, 108), xlabel="healthy runs alarmed (%)", ylabel="faulty runs caught (%)",
+             title="Faults of loss, gradient and evaluation")  # fmt: skip
+    left.grid(alpha=0.3)
+    for at, name in enumerate(reversed(names)):
+        for amount, offset, colour in (("plain", 0.2, "#1f5fa8"), ("subtle", -0.2, "#e08a1e")):
+            group = groups.get((name, amount), [])
+            if group:
+                width = 100 * sum(bool(one.caught()) for one in group) / len(group)
+                right.barh(at + offset, width, height=0.36, color=colour, label=amount if at == 0 else None)
+    right.set_yticks(range(len(names)), list(reversed(names)), fontsize=8)
+    right.set(xlim=(0, 100), xlabel="runs caught (%)", title="Recall by fault", ylim=(-0.7, len(names) - 0.3))
+    right.legend(loc="lower left", fontsize=8)
+    figure.savefig(file, metadata={"Date": None})
+    plt.close(figure)
 
 
 def main() -> int:
     """Run it; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", nargs="?", type=Path, default=DEFAULT_CORPUS)
-    parser.add_argument("--all", action="store_true", help="print what was found in every file, and write no result")
+    parser.add_argument("--dev", action="store_true", help="the seeds of development; prints, and writes nothing")
+    parser.add_argument("--only", action="append", default=[], metavar="FAULT[:AMOUNT]")
+    parser.add_argument("--seeds", type=int, help="this many seeds instead of three")
+    parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    if not (options.corpus / "labels.csv").is_file():
-        sys.stderr.write(f"{options.corpus}: holds no labels.csv; give the folder of a labelled corpus\n")
-        return 2
-    rows = read(options.corpus)
-    if options.all:
-        for row in rows:
-            print(f"{row.confidence:<7}{';'.join(row.labels):<24}{row.rows:>6} {name(row.file)}")
-            print(f"      {row.error or row.says()}")
+    seeds = (DEVELOPMENT if options.dev else REPORTED)[: options.seeds]
+    jobs = fault_jobs(seeds, only=options.only)
+    healthy = [] if options.only else healthy_jobs(reported=not options.dev)
+    verdicts = judged(train([*healthy, *jobs], workers=options.workers))
+    broken = [one for one in verdicts if one.done.error]
+    for one in broken:
+        print(f"not trained: {one.done.job}: {one.done.error}", file=sys.stderr)
+    faulty = [one for one in verdicts if not one.done.job.healthy and not one.done.error]
+    fine = [one for one in verdicts if one.done.job.healthy and not one.done.error]
+    if options.dev or options.only:
+        print(report(faulty, fine))
         return 0
-    write("diagnosis", "Diagnosis over a labelled corpus", report(rows))
-    return 0
+    plot([one for one in faulty if one.expected], fine, RESULTS / "diagnosis.svg")
+    body = report(faulty, fine) + "\n\n![recall and false alarms](diagnosis.svg)\n"
+    write("diagnosis", "Diagnosis of runs that were broken on purpose", body, "torch", "transformers", "trl", "peft")
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":

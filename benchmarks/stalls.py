@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import mmap
 import os
 import socket
 import sys
@@ -33,11 +32,11 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 from lorawatch import LoraWatchCallback
 from lorawatch.findings import Finding
 from lorawatch.settings import Settings
+from lorawatch.trainer.faults.input import CostlyCollator, CostlyRows, DirectReads, Work, pace, write_random
 
 SECONDS = 16.0
 """Length of a run: three readings of the machine with rates."""
 LENGTH = 16
-BLOCK = 64 << 10
 
 
 def row() -> dict[str, torch.Tensor]:
@@ -46,25 +45,19 @@ def row() -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
 
-def burn(seconds: float) -> None:
-    """Take processor time, as tokenising or decoding does."""
-    end = time.thread_time() + seconds
-    while time.thread_time() < end:
-        sum(range(200))
-
-
-class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Rows, each made by something that may take its time."""
-
-    def __init__(self, make: Callable[[], None]) -> None:
-        self._make = make
+class Rows:
+    """Rows without end, all alike."""
 
     def __len__(self) -> int:
         return 1_000_000
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        self._make()
         return row()
+
+
+def rows(cost: Callable[[], None]) -> CostlyRows:
+    """Rows, each made by something that may take its time."""
+    return CostlyRows(Rows(), cost)
 
 
 class Stream(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
@@ -77,30 +70,6 @@ class Stream(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
         with socket.create_connection(("127.0.0.1", self._port)) as connection:
             while connection.recv(1, socket.MSG_WAITALL):
                 yield row()
-
-
-class Direct:
-    """Reads blocks of a large file past the page cache, as a first epoch over files that memory does not hold.
-
-    Args:
-        path: The file.
-        blocks: Blocks for a row.
-    """
-
-    def __init__(self, path: Path, blocks: int) -> None:
-        self._path, self._blocks = path, blocks
-        self._file: int | None = None
-
-    def __call__(self) -> None:
-        """Read the blocks of one row."""
-        if self._file is None:
-            self._file = os.open(self._path, os.O_RDONLY | os.O_DIRECT)
-            self._buffer = mmap.mmap(-1, BLOCK)
-            self._size = os.fstat(self._file).st_size // BLOCK
-            self._at = os.getpid() * 7919
-        for _ in range(self._blocks):
-            self._at = (self._at * 1_103_515_245 + 12_345) % (1 << 31)
-            os.preadv(self._file, [self._buffer], self._at % self._size * BLOCK)
 
 
 class Server(threading.Thread):
@@ -149,7 +118,7 @@ class SetUp:
 
 def burning(seconds: float) -> Callable[[bool, Path], Any]:
     """A data set whose rows take processor time."""
-    return lambda stalls, _: Rows(lambda: burn(seconds) if stalls else None)
+    return lambda stalls, _: rows(Work(seconds if stalls else 0.0))
 
 
 SET_UPS = (
@@ -157,12 +126,12 @@ SET_UPS = (
     SetUp("no workers, the collator takes it", "too few workers", 0, burning(0.0), collate=0.06),
     SetUp(
         "no workers, rows take time but no processor", "too few workers", 0,
-        lambda stalls, _: Rows(lambda: time.sleep(0.03 if stalls else 0.0)),
+        lambda stalls, _: rows(Work(0.0, 0.03 if stalls else 0.0)),
     ),
     SetUp("1 worker, a processor is free", "too few workers", 1, burning(0.06)),
     SetUp("2 workers on 2 processors", "processors", 2, burning(0.1), processors=2),
     SetUp("no workers on 1 processor", "processors", 0, burning(0.03), processors=1),
-    SetUp("2 workers read past the page cache", "disk", 2, lambda s, p: Rows(Direct(p, 400 if s else 1))),
+    SetUp("2 workers read past the page cache", "disk", 2, lambda s, p: rows(DirectReads(p, 400 if s else 1))),
     SetUp("2 workers, rows come over the network", "network", 2, lambda s, _: Stream(_server(0.06 if s else 0.0))),
 )  # fmt: skip
 
@@ -176,10 +145,7 @@ def _server(pause: float) -> int:
 def train(one: SetUp, stalls: bool, file: Path) -> list[Finding]:
     """Train for a while; returns the findings about the wait for data."""
 
-    def collate(features: Any) -> Any:
-        burn(one.collate if stalls else 0.0)
-        return default_data_collator(features)
-
+    collate = CostlyCollator(default_data_collator, Work(one.collate if stalls else 0.0))
     watch = LoraWatchCallback(Settings(select=("perf/data-wait",)), quiet=True)
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
@@ -192,16 +158,14 @@ def train(one: SetUp, stalls: bool, file: Path) -> list[Finding]:
         )
         step, end = trainer.training_step, time.monotonic() + SECONDS
 
-        def paced(*given: Any, **named: Any) -> Any:
+        def until_the_end(*given: Any, **named: Any) -> Any:
             trainer.control.should_training_stop = time.monotonic() >= end
-            begin = time.monotonic()
-            loss = step(*given, **named)
-            # A step of 30 ms that leaves the processors free, as one on a GPU does: the control would else be bound by
-            # a loader that must make a batch in 2 ms.
-            time.sleep(max(0.03 - (time.monotonic() - begin), 0.0))
-            return loss
+            return step(*given, **named)
 
-        trainer.training_step = paced  # type: ignore[method-assign]
+        trainer.training_step = until_the_end  # type: ignore[method-assign]
+        # A step of 30 ms that leaves the processors free, as one on a GPU does: the control would else be bound by a
+        # loader that must make a batch in 2 ms.
+        pace(trainer, 0.03)
         shown = io.StringIO()
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
             trainer.train()
@@ -237,10 +201,7 @@ def main() -> None:
     right = quiet = 0
     with tempfile.TemporaryDirectory(dir=".") as folder:
         file = Path(folder) / "rows"
-        with file.open("wb") as out:
-            for _ in range(1024):
-                out.write(os.urandom(1 << 20))
-            os.fsync(out.fileno())
+        write_random(file, 1 << 30)
         chosen = SET_UPS if options.only is None else SET_UPS[options.only - 1 : options.only]
         for one in chosen:
             with processors(one.processors):

@@ -13,8 +13,10 @@ from lorawatch.settings import SettingsError
 from lorawatch.version import __version__
 
 VERBS = {
+    "train": "fine-tune with LoRA, watched; or break a run on purpose",
     "check": "judge finished runs, once",
     "tail": "follow a run live in the terminal, and serve /metrics",
+    "compare": "say whether a change helped: two finished runs of one job",
     "rules": "list the rules",
     "explain": "print the page of a rule",
     "demo": "replay a recorded faulty run through tail",

@@ -1,0 +1,275 @@
+"""Faults of optimisation: rate, schedule, clip, batch, scale of the adapter, and what a resume loses."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lorawatch.findings import Severity
+from lorawatch.trainer.faults.contract import Expected, Fault, Row
+from lorawatch.trainer.recipe import Method, Recipe, changed
+
+RUINED = ("loss/blow-up", "loss/diverging", "loss/at-uniform", "grad/explosion")
+"""Rules that see updates that are too large."""
+SLOW = ("loss/not-learning", "loss/slow-start")
+"""Rules that see updates that are too small."""
+
+
+class LearningRateTooHigh(Fault):
+    """Plain: 30 times the usual rate. Subtle: 8 times it, near where runs begin to diverge."""
+
+    name: ClassVar[str] = "learning-rate-too-high"
+    cause: ClassVar[str] = "the learning rate is many times the usual one of the method"
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """The loss leaves its start, or its best level, upwards."""
+        return (Expected(RUINED, roots=("cfg/lr-vs-method", *RUINED)),)
+
+    def misconfigure(self, recipe: Recipe) -> Recipe:
+        """Raise the rate."""
+        return changed(recipe, learning_rate=recipe.peak_rate * (8 if self.subtle else 30))
+
+
+class LearningRateTooLow(Fault):
+    """Plain: a hundredth of the usual rate. Subtle: a fortieth."""
+
+    name: ClassVar[str] = "learning-rate-too-low"
+    cause: ClassVar[str] = "the learning rate is far below the usual one of the method"
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """The loss falls too slowly, or not at all."""
+        return (Expected((*SLOW, "cfg/lr-vs-method")),)
+
+    def misconfigure(self, recipe: Recipe) -> Recipe:
+        """Lower the rate."""
+        return changed(recipe, learning_rate=recipe.peak_rate / (40 if self.subtle else 100))
+
+
+class LearningRateZero(Fault):
+    """Plain: 0. Subtle: a warm-up of twenty times the run, so that the rate never gets anywhere."""
+
+    name: ClassVar[str] = "learning-rate-zero"
+    cause: ClassVar[str] = "the learning rate is 0, or stays near 0 in a warm-up that is longer than the run"
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """The rate in the log says it."""
+        return (Expected(("lr/schedule",), roots=("lr/schedule", "sig/dead-gradient", *SLOW)),)
+
+    def misconfigure(self, recipe: Recipe) -> Recipe:
+        """No rate, or one that is never reached."""
+        if self.subtle:
+            return changed(recipe, warmup_steps=20 * _steps(recipe))
+        return changed(recipe, learning_rate=0.0)
+
+
+class WarmUpTooLong(Fault):
+    """Plain: over 90 % of the run. Subtle: over 60 % of it."""
+
+    name: ClassVar[str] = "warm-up-too-long"
+    cause: ClassVar[str] = "the warm-up takes most of the run"
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """A rate that still rises past the middle."""
+        return (Expected(("lr/schedule",)),)
+
+    def misconfigure(self, recipe: Recipe) -> Recipe:
+        """Stretch the warm-up."""
+        return changed(recipe, warmup_steps=0.6 if self.subtle else 0.9)
+
+
+class ScheduleEndedEarly(Fault):
+    """Plain: made for a quarter of the steps. Subtle: for 80 % of them."""
+
+    name: ClassVar[str] = "schedule-ended-early"
+    cause: ClassVar[str] = "the scheduler is made for fewer steps than the run takes: the rate is 0 before the end"
+    remedy: ClassVar[tuple[str, ...]] = ("num_training_steps", "schedule for")
+    share: ClassVar[dict[str, float]] = {"plain": 0.25, "subtle": 0.8}
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """A rate of 0 with steps left."""
+        return (Expected(("lr/schedule",), from_step=int(self.share[self.amount] * _steps(recipe))),)
+
+    def trainer(self, trainer: Any, recipe: Recipe) -> None:
+        """Let the scheduler be made for a part of the steps."""
+        make = trainer.create_scheduler
+
+        def create_scheduler(num_training_steps: int, optimizer: Any = None) -> Any:
+            return make(max(int(self.share[self.amount] * num_training_steps), 1), optimizer)
+
+        trainer.create_scheduler = create_scheduler
+
+
+class GradientExplosion(Fault):
+    """No clip, and SGD at a rate that the clip would have made harmless."""
+
+    name: ClassVar[str] = "gradient-explosion"
+    cause: ClassVar[str] = "gradients are not clipped, at a high learning rate"
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """The norm rises, and the loss with it."""
+        return (Expected(("grad/explosion", *RUINED), roots=("cfg/lr-vs-method", *RUINED)),)
+
+    def misconfigure(self, recipe: Recipe) -> Recipe:
+        """Take the clip away, raise the rate."""
+        return changed(recipe, max_grad_norm=0.0, learning_rate=recipe.peak_rate * (10 if self.subtle else 20))
+
+
+class AlwaysClipped(Fault):
+    """Plain: a clip of 0.01. Subtle: of 0.2."""
+
+    name: ClassVar[str] = "always-clipped"
+    cause: ClassVar[str] = "max_grad_norm is far below the gradients, so that each step is clipped"
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """Information: with Adam it changes little."""
+        return (Expected(("grad/always-clipped",), Severity.INFO),)
+
+    def misconfigure(self, recipe: Recipe) -> Recipe:
+        """Lower the clip."""
+        return changed(recipe, max_grad_norm=0.2 if self.subtle else 0.01)
+
+    def prepare(self, recipe: Recipe) -> Recipe:
+        """The rule judges blocks of 100 logs."""
+        return changed(recipe, logging_steps=1)
+
+
+class Oscillation(Fault):
+    """Steps that overshoot."""
+
+    name: ClassVar[str] = "oscillation"
+    cause: ClassVar[str] = "SGD at the edge of stability: each step goes too far, and the next one comes back"
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """Neighbouring losses that swing."""
+        return (Expected(("loss/oscillation",)),)
+
+    def misconfigure(self, recipe: Recipe) -> Recipe:
+        """Plain gradient descent at a high rate."""
+        return changed(recipe, optim="sgd", learning_rate=1.0)
+
+    def prepare(self, recipe: Recipe) -> Recipe:
+        """A swing from step to step is gone from a log of means."""
+        return changed(recipe, logging_steps=1)
+
+
+class BatchTooSmall(Fault):
+    """Plain: one sequence a step. Subtle: two."""
+
+    name: ClassVar[str] = "batch-too-small"
+    cause: ClassVar[str] = "one or two sequences a step, of data that mixes easy and hard"
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """Noise, told as such."""
+        return (Expected(("loss/noisy",), Severity.INFO),)
+
+    def misconfigure(self, recipe: Recipe) -> Recipe:
+        """A small micro-batch, no accumulation."""
+        return changed(recipe, per_device_train_batch_size=2 if self.subtle else 1)
+
+
+class AlphaAbsurd(Fault):
+    """Plain: alpha is 100 times its usual value. Subtle: 10 times."""
+
+    name: ClassVar[str] = "alpha-absurd"
+    cause: ClassVar[str] = "lora_alpha is many times the rank"
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """It acts like a rate that is as many times higher."""
+        return (Expected(RUINED, roots=("cfg/scaling", *RUINED)),)
+
+    def misconfigure(self, recipe: Recipe) -> Recipe:
+        """Raise alpha."""
+        return changed(recipe, lora_alpha=2 * recipe.r * (10 if self.subtle else 100))
+
+
+class DropoutExtreme(Fault):
+    """Plain: 0.95. Subtle: 0.6."""
+
+    name: ClassVar[str] = "dropout-extreme"
+    cause: ClassVar[str] = "the adapter's dropout takes most of its input away"
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """Set when measured."""
+        return ()
+
+    def misconfigure(self, recipe: Recipe) -> Recipe:
+        """Raise the dropout."""
+        return changed(recipe, lora_dropout=0.6 if self.subtle else 0.95)
+
+
+class RankAbsurd(Fault):
+    """Plain: a rank above the model's width. Subtle: 1."""
+
+    name: ClassVar[str] = "rank-absurd"
+    cause: ClassVar[str] = "the rank is far above what the model's width and the data can use, or 1"
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """Set when measured."""
+        return (Expected(("cfg/rank-capacity", "lora/rank-use"), Severity.INFO),)
+
+    def misconfigure(self, recipe: Recipe) -> Recipe:
+        """Another rank."""
+        return changed(recipe, r=1 if self.subtle else 1024)
+
+
+class AccumulationLossScale(Fault):
+    """Plain: 4 micro-batches a step. Subtle: 2."""
+
+    name: ClassVar[str] = "accumulation-loss-scale"
+    cause: ClassVar[str] = "the model ignores num_items_in_batch, and the Trainer sums the micro-batches' mean losses"
+    remedy: ClassVar[tuple[str, ...]] = ("upgrade transformers",)
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """A training loss as many times the evaluation loss as there are micro-batches."""
+        return (Expected(("sig/ga-loss-scale",)),)
+
+    def prepare(self, recipe: Recipe) -> Recipe:
+        """The same effective batch, by accumulation."""
+        steps = 2 if self.subtle else 4
+        batch = max(recipe.per_device_train_batch_size // steps, 1)
+        return changed(recipe, gradient_accumulation_steps=steps, per_device_train_batch_size=batch)
+
+    def trainer(self, trainer: Any, recipe: Recipe) -> None:
+        """Keep the count of tokens from the loss, as a model that takes it and does not use it did."""
+        compute = trainer.compute_loss
+
+        def compute_loss(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+            return compute(model, inputs, return_outputs=return_outputs)
+
+        trainer.compute_loss = compute_loss
+
+
+class ResumeWithoutOptimizer(Fault):
+    """Plain: save_only_model leaves them out. Subtle: they are lost on the way, and there was no warm-up."""
+
+    name: ClassVar[str] = "resume-without-optimizer"
+    cause: ClassVar[str] = "the run is resumed from a checkpoint without optimizer.pt and scheduler.pt"
+    remedy: ClassVar[tuple[str, ...]] = ("optimizer.pt",)
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """The rate begins anew; the loss may jump."""
+        return (Expected(("lr/schedule", "loss/resume-jump"), from_step=_steps(recipe) // 2),)
+
+    def misconfigure(self, recipe: Recipe) -> Recipe:
+        """Checkpoints of the adapter alone."""
+        return recipe if self.subtle else changed(recipe, save_only_model=True)
+
+    def prepare(self, recipe: Recipe) -> Recipe:
+        """Checkpoints to resume from."""
+        return changed(recipe, save_steps=0.25)
+
+    def interrupted_at(self, recipe: Recipe) -> int | None:
+        """Soon after the checkpoint in the middle."""
+        return _steps(recipe) // 2 + 3
+
+    def between(self, checkpoint: Path) -> None:
+        """Lose both files."""
+        for name in ("optimizer.pt", "scheduler.pt"):
+            if self.subtle:
+                (checkpoint / name).unlink()
+
+
+def _steps(recipe: Recipe) -> int:
+    """Optimizer steps of the run; the benchmark's where it counts epochs."""
+    return recipe.max_steps if recipe.max_steps > 0 else 200

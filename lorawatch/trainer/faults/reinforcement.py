@@ -1,0 +1,83 @@
+"""Faults of reinforcement (GRPO): rewards without variance, completions that are cut, a policy that narrows."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from lorawatch.findings import Severity
+from lorawatch.trainer.faults.contract import Expected, Fault, Reward
+from lorawatch.trainer.recipe import Method, Recipe, changed
+
+GRPO: frozenset[Method] = frozenset({"grpo"})
+STEPS = 60
+"""Optimizer steps of such a run: each one generates."""
+TOKENS = 24
+"""Tokens of a completion: twice what the base needs for a sum."""
+
+
+def short(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe as a short run, with every step logged."""
+    given: dict[str, Any] = {
+        "max_steps": STEPS, "max_completion_length": TOKENS, "logging_steps": 1, "eval_rows": 0,
+    }  # fmt: skip
+    return changed(recipe, **(given | changes))
+
+
+class RewardConstant(Fault):
+    """Plain: 1 for everything. Subtle: 1 for what the good reward gives in full, which the base never reaches."""
+
+    name: ClassVar[str] = "reward-constant"
+    cause: ClassVar[str] = "the reward is the same for all completions of a prompt: there is nothing to prefer"
+    methods: ClassVar[frozenset[Method]] = GRPO
+    remedy: ClassVar[tuple[str, ...]] = ("reward",)
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """All groups without variance."""
+        return (Expected(("rl/no-variance",), Severity.WARNING if self.subtle else Severity.CRITICAL),)
+
+    def misconfigure(self, recipe: Recipe) -> Recipe:
+        """A short run."""
+        return short(recipe)
+
+    def reward(self, reward: Reward) -> Reward:
+        """Without variance, or with next to none."""
+
+        def constant(completions: list[Any], **columns: Any) -> list[float]:
+            if not self.subtle:
+                return [1.0] * len(completions)
+            return [float(value >= 1.0) for value in reward(completions, **columns)]
+
+        return constant
+
+
+class CompletionsTruncated(Fault):
+    """Plain: 6 tokens. Subtle: 12."""
+
+    name: ClassVar[str] = "completions-truncated"
+    cause: ClassVar[str] = "max_completion_length is too short: completions are cut before they end"
+    methods: ClassVar[frozenset[Method]] = GRPO
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """Most of them are clipped."""
+        return (Expected(("rl/truncation",)),)
+
+    def misconfigure(self, recipe: Recipe) -> Recipe:
+        """A short run of short completions."""
+        return short(recipe, max_completion_length=12 if self.subtle else 6)
+
+
+class EntropyCollapse(Fault):
+    """Plain: ten times the usual rate. Subtle: five times."""
+
+    name: ClassVar[str] = "entropy-collapse"
+    cause: ClassVar[str] = "too high a rate, and no pull to the base: the policy narrows to one completion"
+    methods: ClassVar[frozenset[Method]] = GRPO
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """The entropy falls, and the reward does not rise with it."""
+        rules = ("rl/entropy-collapse", "rl/no-variance")
+        return (Expected(rules, roots=("cfg/lr-vs-method", *rules)),)
+
+    def misconfigure(self, recipe: Recipe) -> Recipe:
+        """Raise the rate."""
+        return short(recipe, learning_rate=recipe.peak_rate * (5 if self.subtle else 10), beta=0.0)
