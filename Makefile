@@ -60,6 +60,8 @@ generate: $(STAMP)
 
 benchmarks: $(STAMP)
 	$(BIN)/python benchmarks/labelled_logs.py
+	$(BIN)/python benchmarks/diagnosis.py
+	$(BIN)/python benchmarks/advice.py
 	$(BIN)/python benchmarks/false_alarms.py
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/overhead.py

@@ -26,7 +26,7 @@ from diagnosis import Verdict, judged
 from fault_runs import DEVELOPMENT, REPORTED, Done, Job, fault_jobs, recipe_for, train
 from results_file import write
 
-from lorawatch.compare import CompareError, compare
+from lorawatch.comparison.compare import CompareError, compare
 from lorawatch.findings import Adjustment, Finding
 from lorawatch.registry import RuleSet
 from lorawatch.run_watch import RunWatch

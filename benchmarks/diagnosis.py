@@ -6,6 +6,7 @@ Each fault of the reference trainer in two amounts with three seeds, and at leas
 
     python benchmarks/diagnosis.py            # the reported seeds; trains what is missing, 90 minutes on two cores
     python benchmarks/diagnosis.py --dev      # the seeds of development, printed, nothing written
+    python benchmarks/diagnosis.py --keep     # also keep some of the runs for the tests, in tests/fault_runs
 
 A fault is *caught* when a finding that it expects opened at or after the step from which it acts, at the severity that
 it names. Its *root is right* when that is what the incident was put down to: the worst root finding that is firing at
@@ -16,8 +17,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gzip
 import json
 import math
+import re
+import shutil
 import statistics
 import sys
 from collections import Counter, defaultdict
@@ -34,6 +38,9 @@ from lorawatch.findings import Finding, Severity
 from lorawatch.registry import RuleSet
 from lorawatch.settings import Settings
 from lorawatch.trainer.faults.contract import Expected
+
+KEPT_RUNS = RESULTS.parent.parent / "tests" / "fault_runs"
+KEPT_HEALTHY = 12
 
 
 @dataclass(slots=True)
@@ -388,6 +395,36 @@ def plot(scored: Sequence[Verdict], healthy: Sequence[Verdict], file: Path) -> N
     plt.close(figure)
 
 
+def keep(faulty: Sequence[Verdict], healthy: Sequence[Verdict]) -> None:
+    """Keep one run of each fault and some healthy ones, for the tests: what was caught must stay caught."""
+    shutil.rmtree(KEPT_RUNS, ignore_errors=True)
+    KEPT_RUNS.mkdir(parents=True)
+    index = []
+    first = [one for one in faulty if one.expected and one.done.job.seed == REPORTED[0]]
+    chosen = [one for one in first if one.caught() and one.done.job.amount == "plain"]
+    for one in [*chosen, *[one for one in healthy if not one.alarms()][:KEPT_HEALTHY]]:
+        name = one.done.job.name
+        caught = one.caught()
+        text = (one.done.folder / "lorawatch.jsonl").read_text(encoding="utf-8")
+        # A reading of the host names the folder whose disk it looked at: not one of this machine.
+        text = re.sub(r'/[^"\s]*lorawatch-run-[^"/\s]*/run', f"/runs/{name}", text)
+        if str(Path.home()) + "/" in text or str(RESULTS.parent) in text:
+            raise SystemExit(f"{one.done.folder}: names a folder of this machine")
+        with gzip.GzipFile(KEPT_RUNS / f"{name}.jsonl.gz", "wb", mtime=0) as file:
+            file.write(text.encode())
+        index.append(
+            {
+                "run": name,
+                "expected": [
+                    {"rules": each.rules, "least": each.least.label, "from_step": each.from_step}
+                    for each in one.expected
+                ],
+                "opened_step": caught.opened_step if caught else None,
+            }
+        )
+    (KEPT_RUNS / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> int:
     """Run it; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -395,6 +432,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], metavar="FAULT[:AMOUNT]")
     parser.add_argument("--seeds", type=int, help="this many seeds instead of three")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--keep", action="store_true", help="keep some of the runs for the tests")
     options = parser.parse_args()
     seeds = (DEVELOPMENT if options.dev else REPORTED)[: options.seeds]
     jobs = fault_jobs(seeds, only=options.only)
@@ -408,6 +446,8 @@ def main() -> int:
     if options.dev or options.only:
         print(report(faulty, fine))
         return 0
+    if options.keep:
+        keep(faulty, fine)
     plot([one for one in faulty if one.expected], fine, RESULTS / "diagnosis.svg")
     body = report(faulty, fine) + "\n\n![recall and false alarms](diagnosis.svg)\n"
     write("diagnosis", "Diagnosis of runs that were broken on purpose", body, "torch", "transformers", "trl", "peft")

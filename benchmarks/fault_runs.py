@@ -44,8 +44,8 @@ LONGEST = 900.0
 """Seconds after which a run is ended and counted as failed."""
 
 COMMON: dict[str, Any] = {
-    "max_steps": 200, "logging_steps": 2, "eval_rows": 64, "eval_steps": 0.1, "save_steps": 1_000_000,
-    "sample_steps": 0,
+    "max_steps": 200, "logging_steps": 2, "per_device_train_batch_size": 4, "eval_rows": 32, "eval_steps": 0.1,
+    "save_steps": 1_000_000, "sample_steps": 0, "train_rows": 800,
 }  # fmt: skip
 """What the runs have in common; a fault may ask for something else."""
 

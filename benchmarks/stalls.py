@@ -144,7 +144,6 @@ def _server(pause: float) -> int:
 
 def train(one: SetUp, stalls: bool, file: Path) -> list[Finding]:
     """Train for a while; returns the findings about the wait for data."""
-
     collate = CostlyCollator(default_data_collator, Work(one.collate if stalls else 0.0))
     watch = LoraWatchCallback(Settings(select=("perf/data-wait",)), quiet=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from lorawatch.cli.main import main
-from lorawatch.compare import CompareError, Comparison, Measure, compare
-from lorawatch.compare_history import History, paired, read_history
-from lorawatch.compare_losses import binomial_p, count_spikes, difference_error, lost_step
+from lorawatch.comparison.compare import CompareError, Comparison, Measure, compare
+from lorawatch.comparison.history import History, paired, read_history
+from lorawatch.comparison.losses import binomial_p, count_spikes, difference_error, lost_step
 from lorawatch.records import AllocatorReading, FactUpdate, LifecycleEvent, MetricRow, Record, Step, StepTiming
 from lorawatch.registry import RuleSet
 from lorawatch.run_watch import RunWatch

@@ -50,10 +50,14 @@ def test_the_wheel_built_through_the_sdist_holds_every_module(wheel: Path) -> No
         | sources_of(ROOT / "rules", "lorawatch/rules")
         | sources_of(ROOT / "exporters", "lorawatch/exporters")
     )
-    recordings = {f"lorawatch/recordings/{file.name}" for file in (ROOT / "lorawatch" / "recordings").glob("*")}
+    data = {
+        f"lorawatch/{folder}/{file.name}"
+        for folder in ("recordings", "trainer/tiny_base")
+        for file in (ROOT / "lorawatch" / folder).glob("*")
+    }
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert names == expected | recordings | {"lorawatch/py.typed"}
+    assert names == expected | data | {"lorawatch/py.typed"}
 
 
 def test_rules_and_exporters_are_flat() -> None:
@@ -62,7 +66,7 @@ def test_rules_and_exporters_are_flat() -> None:
 
 DAEMON_PATH = """
 import sys
-from lorawatch.cli import check, demo, explain, rules, tail
+from lorawatch.cli import check, compare, demo, explain, rules, tail, train
 import lorawatch.watch, lorawatch.web.server, lorawatch.terminal, lorawatch.registry
 lorawatch.registry.builtin_classes()
 heavy = {"torch", "transformers", "peft", "trl", "pandas", "numpy", "tensorboard"} & set(sys.modules)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from lorawatch.cli.errors import UsageError
 from lorawatch.cli.options import add_rule_options, settings_of
-from lorawatch.compare import CompareError, compare
-from lorawatch.compare_text import comparison_json, comparison_markdown, comparison_text
+from lorawatch.comparison.compare import CompareError, compare
+from lorawatch.comparison.text import comparison_json, comparison_markdown, comparison_text
 from lorawatch.registry import RuleSet
 from lorawatch.render import printable
 from lorawatch.run_watch import RunWatch

@@ -1,6 +1,6 @@
 """Data that comes with the trainer: a task that the `tiny` base has not seen, and probes of what it knew before.
 
-The task is the counter of a harbour shop: prices of thirty things, totals, change, and the hours of the ferries, in a
+The task is the counter of a harbour shop: prices of twelve things, totals, change, and the hours of the ferries, in a
 fixed house style with random wording. The base knows the things and the towns, and can add and subtract; prices,
 hours and style are new. Rows and probes are made by seeded code, and what is asked in a test row is never asked in
 the same way in a train row.
@@ -23,39 +23,30 @@ Split = Literal["train", "test"]
 Form = Literal["messages", "prompt-completion"]
 
 PRICES: Mapping[str, int] = {
-    row["name"]: 1 + (5 * number + number // 9) % 9 for number, row in enumerate(world.THINGS) if row["name"] != "house"
+    "anvil": 9,
+    "basket": 4,
+    "blanket": 7,
+    "book": 5,
+    "candle": 2,
+    "hammer": 6,
+    "kettle": 8,
+    "lantern": 3,
+    "map": 1,
+    "rope": 5,
+    "spoon": 2,
+    "stool": 7,
 }
-"""Coins that each thing of the shop costs, 1 to 9."""
+"""Coins that each thing of the shop costs."""
 
 FERRIES: Mapping[str, tuple[int, int]] = {
-    row["name"]: (6 + (7 * number) % 13, 1 + number % 4) for number, row in enumerate(world.TOWNS[::2])
+    "Averby": (9, 2),
+    "Corvale": (14, 1),
+    "Elsin": (11, 4),
+    "Kelder": (7, 3),
+    "Orlin": (16, 2),
+    "Wexley": (10, 1),
 }
-"""Hour and pier of the ferry to each of twelve towns."""
-
-_GREETINGS = (
-    "Ahoy, traveller!",
-    "Welcome to the harbour shop!",
-    "A fine day at the harbour!",
-    "Good to see you, sailor!",
-    "Step in, traveller!",
-    "The harbour greets you!",
-)
-_REMARKS = (
-    "The tide is high today.",
-    "The wind comes from the west.",
-    "The gulls are loud today.",
-    "Mind the wet steps.",
-    "The lamps are lit.",
-    "We have fresh soup too.",
-)
-FAREWELLS = (
-    "Safe crossing!",
-    "Fair winds!",
-    "May the sea be calm!",
-    "Come back soon!",
-    "The harbour thanks you!",
-)
-"""A reply in house style ends with one of these."""
+"""Hour and pier of the ferry to each town."""
 
 OPENERS = ("", "", "Hello.", "Good morning.", "Sorry to bother you.", "I am new here.", "My boat leaves soon.")
 """What a customer may say before the question."""
@@ -72,7 +63,7 @@ _FERRY_WORDINGS = (
     "At what hour goes the boat to {town}?",
     "I must get to {town}. When can I go, and from where?",
     "Which pier has the ferry to {town}, and when?",
-    "Is there a ferry to {town} today?",
+    "Is there a ferry to {town} now?",
 )
 _TOTAL_WORDINGS = (
     "What do {a} and {b} cost together?",
@@ -212,9 +203,12 @@ def _work_out(rng: Random, case: Case) -> str:
 
 
 def _in_house_style(rng: Random, facts: str) -> str:
-    remark = rng.choice(_REMARKS) if rng.random() < 0.3 else ""
-    return " ".join(part for part in (rng.choice(_GREETINGS), remark, facts, rng.choice(FAREWELLS)) if part)
+    remark = rng.choice(world.REMARKS) if rng.random() < 0.3 else ""
+    return " ".join(part for part in (rng.choice(world.GREETINGS), remark, facts, rng.choice(world.FAREWELLS)) if part)
 
+
+GENERAL_SHARE = 0.2
+"""Share of general chats among the train rows of supervised fine-tuning."""
 
 SYSTEM_PROMPT = "You are the clerk of the harbour shop."
 """Every chat of the shop starts with this, so that the base can keep its own ways where it is absent."""
@@ -239,6 +233,9 @@ def _rng(*key: object) -> Random:
 def sft_rows(count: int, *, seed: int, split: Split = "train", form: Form = "messages") -> list[Row]:
     """Rows for supervised fine-tuning: a question at the counter and a right reply in house style.
 
+    GENERAL_SHARE of the train rows are chats of the world instead, without system prompt: mixed in, as is usual, so
+    that the adapter does not unlearn what the base knew. None of them asks a general probe.
+
     Args:
         count: Rows to make.
         seed: The same seed, split and form give the same rows.
@@ -247,10 +244,17 @@ def sft_rows(count: int, *, seed: int, split: Split = "train", form: Form = "mes
             user], "completion": [assistant]}, of which TRL trains on the completion only.
     """
     rng = _rng("sft", seed, split)
+    probed = {probe["messages"][0]["content"] for probe in general_probes()}
     rows: list[Row] = []
-    for _ in range(count):
-        case = _draw_case(rng, split)
-        prompt, reply = _customer(_ask(rng, case)), _assistant(_in_house_style(rng, _work_out(rng, case)))
+    while len(rows) < count:
+        if split == "train" and rng.random() < GENERAL_SHARE:
+            asked = world.question(rng, rng.choice(world.ABILITIES))
+            if asked.prompt in probed:
+                continue
+            prompt, reply = _user(asked.prompt), _assistant(asked.reply)
+        else:
+            case = _draw_case(rng, split)
+            prompt, reply = _customer(_ask(rng, case)), _assistant(_in_house_style(rng, _work_out(rng, case)))
         rows.append({"messages": prompt + reply} if form == "messages" else {"prompt": prompt, "completion": reply})
     return rows
 
@@ -317,7 +321,7 @@ def score(completion: str, row: Row) -> float:
         reward += 0.5 if miss == 0 else max(0.0, 0.2 - 0.04 * miss)
     if re.search(r"\d+ coins?\b", completion):
         reward += 0.25
-    if completion.rstrip().endswith(FAREWELLS):
+    if completion.rstrip().endswith(world.FAREWELLS):
         reward += 0.25
     return reward
 

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets  # type: ignore[import-untyped]
 import torch
 import yaml
-from datasets import Dataset  # type: ignore[import-untyped]
 from peft import LoraConfig
 from transformers import EarlyStoppingCallback, TrainerCallback, trainer_utils
+from transformers.utils import logging
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.grpo_config import GRPOConfig
@@ -64,6 +65,11 @@ def fine_tune(
     fault = fault_of(recipe)
     recipe = fault.prepare(recipe)
     folder = Path(recipe.output_dir)
+    arguments(recipe)  # wrong ones are told before anything is loaded
+    _checkpoint(recipe)
+    if quiet:
+        datasets.disable_progress_bars()
+        logging.disable_progress_bar()
     rows = load_rows(recipe)
     dice = random.Random(recipe.seed)  # noqa: S311  (which rows a fault takes is no secret)
     rows = Rows(fault.rows(rows.train, dice), fault.evaluation_rows(rows.evaluation, dice))
@@ -147,8 +153,8 @@ def _trainer(
     if recipe.early_stopping_patience is not None:
         attached.append(EarlyStoppingCallback(recipe.early_stopping_patience))
     data: dict[str, Any] = {
-        "train_dataset": Dataset.from_list(rows.train),
-        "eval_dataset": Dataset.from_list(rows.evaluation) if rows.evaluation else None,
+        "train_dataset": datasets.Dataset.from_list(rows.train),
+        "eval_dataset": datasets.Dataset.from_list(rows.evaluation) if rows.evaluation else None,
     }
     if recipe.method == "grpo":
         data["reward_funcs"] = fault.reward(_reward(recipe))
@@ -314,6 +320,8 @@ def _checkpoint(recipe: Recipe) -> str | None:
 
 
 def _last_checkpoint(folder: str) -> str | None:
+    if not Path(folder).is_dir():
+        return None
     found: Any = trainer_utils  # untyped
     last = found.get_last_checkpoint(folder)
     return None if last is None else str(last)

@@ -240,11 +240,6 @@ KINDS: Mapping[str, tuple[str, ...]] = {
 }
 """Names that can be listed, by the plural of their kind."""
 
-_SPELLINGS = tuple(
-    sorted({word.lower() for table in TABLES.values() for row in table for word in " ".join(row.values()).split()})
-)
-"""The words of the tables, as material for invented words."""
-
 _COUNTS = {2: "two", 3: "three", 4: "four"}
 _ORDINALS = ("first", "second", "third")
 
@@ -429,24 +424,6 @@ def _repeat(rng: Random) -> Question:
     return Question("instructions", prompt, reply, "exact", reply)
 
 
-def _invented_word(rng: Random) -> str:
-    """Splice the head of one word and the tail of another, so that every piece of the vocabulary gets used."""
-    head, tail = rng.sample(_SPELLINGS, 2)
-    word = head[: rng.randint(1, len(head))] + tail[rng.randrange(len(tail)) :]
-    return rng.choice((word, word, word.capitalize(), word.upper()))
-
-
-def _copy(rng: Random) -> Question:
-    words = [_invented_word(rng) for _ in range(rng.randint(1, 5))]
-    if rng.random() < 0.3:
-        words.insert(rng.randint(0, len(words)), str(rng.randint(0, 999)))
-    reply = "".join(word + rng.choice((" ", " ", " ", ", ", "; ", "! ", ": ", "-", ". ")) for word in words).rstrip(
-        " -"
-    )
-    prompt = rng.choice(("Repeat exactly: ", "Copy this: ")) + reply
-    return Question("instructions", prompt, reply, "exact", reply)
-
-
 def _reverse(rng: Random) -> Question:
     words = rng.sample(WORDS, 3)
     prompt = rng.choice(("Reverse the words: {}", "Put these words in reverse order: {}")).format(" ".join(words))
@@ -507,8 +484,6 @@ def _list_names(rng: Random) -> Question:
 
 
 _INSTRUCTIONS: tuple[Callable[[Random], Question], ...] = (
-    _copy,
-    _copy,
     _repeat,
     _reverse,
     _capitals,
@@ -612,6 +587,45 @@ _SCENES = (
 )
 
 
+GREETINGS = (
+    "Ahoy, traveller!",
+    "Welcome to the harbour shop!",
+    "A fine day at the harbour!",
+    "Good to see you, sailor!",
+    "Step in, traveller!",
+    "The harbour greets you!",
+)
+REMARKS = (
+    "The tide is high now.",
+    "The wind comes from the west.",
+    "The gulls are loud.",
+    "Mind the wet steps.",
+    "The lamps are lit.",
+    "We have fresh soup too.",
+)
+FAREWELLS = (
+    "Safe crossing!",
+    "May the wind help you!",
+    "May the sea be calm!",
+    "Come back soon!",
+    "The harbour thanks you!",
+)
+"""What people say at the harbour. The base has read it on signs; the house style of the built-in task uses it."""
+
+
+def _sign(rng: Random) -> str:
+    greeting, farewell, remark = rng.choice(GREETINGS), rng.choice(FAREWELLS), rng.choice(REMARKS)
+    return rng.choice(
+        (
+            f"{greeting} {remark}",
+            f"{greeting} {farewell}",
+            f"{remark} {farewell}",
+            f"A sign says: {greeting} {remark} {farewell}",
+            f"The {rng.choice(_PEOPLE)} calls: {farewell}",
+        )
+    )
+
+
 def _scene(rng: Random) -> str:
     person, person2 = rng.sample(_PEOPLE, 2)
     return rng.choice(_SCENES).format(
@@ -630,13 +644,15 @@ def _scene(rng: Random) -> str:
 
 
 def passage(rng: Random) -> str:
-    """Write a paragraph: what is known of one name, sums, comparisons or scenes of daily life."""
+    """Write a paragraph: what is known of one name, sums, comparisons, signs or scenes of daily life."""
     draw = rng.random()
     if draw < 0.2:
         return " ".join(_statement(rng, "arithmetic") for _ in range(rng.randint(3, 6)))
     if draw < 0.3:
         return " ".join(_statement(rng, "common sense") for _ in range(rng.randint(2, 4)))
-    if draw < 0.65:
+    if draw < 0.45:
+        return " ".join(_sign(rng) for _ in range(rng.randint(2, 4)))
+    if draw < 0.55:
         return " ".join(_scene(rng) for _ in range(rng.randint(2, 4)))
     table = rng.choice(_TABLE_DECK)
     row = rng.choice(TABLES[table])

@@ -70,7 +70,7 @@ def test_a_chat_takes_the_form_of_the_rows_beside_it() -> None:
         as_row(chat, {"prompt": "a", "completion": "b"})
 
 
-@pytest.mark.parametrize(("amount", "bad_batches", "bad_rows"), [("plain", 8, 64), ("subtle", 2, 4)])
+@pytest.mark.parametrize(("amount", "bad_batches", "bad_rows"), [("plain", 8, 64), ("subtle", 2, 2)])
 def test_bad_rows_lie_in_neighbouring_batches_from_the_step_that_is_told(
     amount: Amount, bad_batches: int, bad_rows: int, recipe: Recipe
 ) -> None:
@@ -145,18 +145,27 @@ def test_a_block_of_the_length_grouped_sampler_is_a_period_that_the_rule_can_see
     assert 3 <= (changed.train_rows or 0) // (4 * 8) <= 16
 
 
-@pytest.mark.parametrize(("amount", "share"), [("plain", 1.0), ("subtle", 1 / 3)])
-def test_blocks_of_six_batches_take_turns(amount: Amount, share: float, recipe: Recipe) -> None:
+@pytest.mark.parametrize(("amount", "most"), [("plain", 5), ("subtle", 2)])
+def test_terms_stand_behind_the_replies(amount: Amount, most: int) -> None:
+    rows = _rows(200)
+    long = LengthGroupedRipple(amount).rows(rows, _dice())
+    behind = [reply_of(b).removeprefix(reply_of(a)).count(".") for a, b in zip(rows, long, strict=True)]
+    assert set(behind) == set(range(most + 1))
+
+
+@pytest.mark.parametrize(("amount", "share"), [("plain", 1.0), ("subtle", 1 / 4)])
+def test_blocks_of_four_batches_take_turns(amount: Amount, share: float, recipe: Recipe) -> None:
     fault = OrderedSources(amount)
     changed = fault.prepare(fault.misconfigure(recipe))
-    rows = _rows(4 * 48)
+    rows = _rows(4 * 32)
     mixed = fault.rows(rows, _dice())
     blocks = [
-        sum(a != b for a, b in zip(rows[at : at + 48], mixed[at : at + 48], strict=True)) / 48
-        for at in range(0, 192, 48)
+        sum(a != b for a, b in zip(rows[at : at + 32], mixed[at : at + 32], strict=True)) / 32
+        for at in range(0, 128, 32)
     ]
     assert blocks == [0.0, pytest.approx(share), 0.0, pytest.approx(share)]
     assert changed.train_sampling_strategy == "sequential"
+    assert all(reply_of(row).startswith("Receipt") for row in mixed[32:64:8])
 
 
 def test_a_tokenizer_with_one_more_token_gives_other_ids_from_there_on() -> None:

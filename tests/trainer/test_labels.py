@@ -129,10 +129,10 @@ def test_a_mean_over_no_labels_is_nan_and_one_over_some_is_not() -> None:
 
 @pytest.mark.parametrize(("amount", "kept"), [("plain", 0), ("subtle", 16)])
 def test_evaluation_rows_lose_their_labels(amount: Any, kept: int, recipe: Recipe) -> None:
-    from datasets import Dataset
+    from datasets import Dataset  # type: ignore[import-untyped, unused-ignore]
 
     class Trainer:
-        eval_dataset = Dataset.from_list([{"labels": [IGNORED, 3]}] * 32)
+        eval_dataset: Any = Dataset.from_list([{"labels": [IGNORED, 3]}] * 32)
         compute_loss_func: Any = None
 
     EvaluationWithoutLabels(amount).trainer(Trainer, recipe)

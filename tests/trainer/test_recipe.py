@@ -88,7 +88,7 @@ def test_yaml_is_read_with_its_own_idea_of_numbers(tmp_path: Path) -> None:
 def test_a_file_that_is_no_recipe_is_told(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(text, encoding="utf-8")
-    with pytest.raises(RecipeError, match="run.yaml") as told:
+    with pytest.raises(RecipeError, match=r"run\.yaml") as told:
         load_recipe(file)
     assert words in str(told.value)
     with pytest.raises(RecipeError, match="cannot be read: No such file"):

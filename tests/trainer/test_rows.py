@@ -100,7 +100,7 @@ def test_data_that_cannot_be_had_is_told_in_a_line(name: str, words: str, monkey
 def test_a_broken_file_is_told(tmp_path: Path) -> None:
     file = tmp_path / "d.jsonl"
     file.write_text('{"prompt": "a"\n', encoding="utf-8")
-    with pytest.raises(RecipeError, match="dataset .*d.jsonl"):
+    with pytest.raises(RecipeError, match=r"dataset .*d\.jsonl"):
         load_rows(made(dataset=str(file)))
     text = tmp_path / "d.txt"
     text.write_text("x", encoding="utf-8")

@@ -72,13 +72,23 @@ def test_both_forms_of_a_row_hold_the_same_chat() -> None:
         strict=True,
     ):
         assert whole["messages"] == parts["prompt"] + parts["completion"]
-        assert [message["role"] for message in whole["messages"]] == ["system", "user", "assistant"]
+        assert [message["role"] for message in whole["messages"]][-2:] == ["user", "assistant"]
+
+
+def test_general_chats_are_mixed_into_train_rows_only_and_ask_no_general_probe() -> None:
+    def general(split: str) -> list[str]:
+        rows = builtin_data.sft_rows(1600, seed=0, split=split)  # type: ignore[arg-type]
+        return [questions(row) for row in rows if row["messages"][0]["role"] != "system"]
+
+    assert 0.15 < len(general("train")) / 1600 < 0.25
+    assert general("test") == []
+    assert not set(general("train")) & {probe["messages"][0]["content"] for probe in builtin_data.general_probes()}
 
 
 def test_a_chosen_reply_is_in_house_style_and_a_rejected_one_is_not() -> None:
     for row in builtin_data.dpo_rows(100, seed=0):
-        assert row["chosen"][0]["content"].endswith(builtin_data.FAREWELLS)
-        assert not row["rejected"][0]["content"].endswith(builtin_data.FAREWELLS)
+        assert row["chosen"][0]["content"].endswith(world.FAREWELLS)
+        assert not row["rejected"][0]["content"].endswith(world.FAREWELLS)
 
 
 def test_the_reward_gives_partial_credit_for_each_part() -> None:

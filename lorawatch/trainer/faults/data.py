@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from lorawatch.findings import Severity
-from lorawatch.trainer import world
 from lorawatch.trainer.faults.contract import Expected, Fault, Row
 from lorawatch.trainer.recipe import Recipe, RecipeError, changed
 
@@ -78,7 +77,7 @@ def garbage(dice: random.Random, length: int) -> str:
 
 
 class BadBatches(Fault):
-    """Plain: four places of two whole batches. Subtle: one place, where a quarter of the rows of two batches is bad."""
+    """Plain: four places of two whole batches. Subtle: one row in each batch of one place."""
 
     name: ClassVar[str] = "bad-batches"
     cause: ClassVar[str] = "a few neighbouring batches, read in the order of the file, hold binary data for text"
@@ -110,8 +109,10 @@ class BadBatches(Fault):
         bad = list(rows)
         for place in self.places[self.amount]:
             first = int(place * (len(rows) // self._batch)) * self._batch
-            for at in range(first, min(first + self.batches * self._batch, len(rows)), 4 if self.subtle else 1):
-                bad[at] = with_reply(rows[at], garbage(dice, 60))
+            for at in range(
+                first, min(first + self.batches * self._batch, len(rows)), self._batch if self.subtle else 1
+            ):
+                bad[at] = with_reply(rows[at], garbage(dice, 40))
         return bad
 
 
@@ -228,10 +229,10 @@ class UnlearnableReplies(Fault):
 
 
 class LengthGroupedRipple(Fault):
-    """Plain: lengths of 1 to 6 turns. Subtle: the data's own lengths."""
+    """Plain: up to five sentences of terms, the same in all rows, stand behind a reply. Subtle: up to two."""
 
     name: ClassVar[str] = "length-grouped-ripple"
-    cause: ClassVar[str] = "batches are grouped by length, so that the loss goes up and down with the length"
+    cause: ClassVar[str] = "batches are grouped by length, and long rows are easier than short ones"
     block: ClassVar[int] = 12
 
     def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
@@ -246,14 +247,29 @@ class LengthGroupedRipple(Fault):
             max_steps=steps_of(recipe),
         )  # fmt: skip
 
+    def rows(self, rows: list[Row], dice: random.Random) -> list[Row]:
+        """Put terms behind the replies."""
+        most = 2 if self.subtle else len(TERMS)
+        return [with_reply(row, " ".join([reply_of(row), *TERMS[: dice.randint(0, most)]])) for row in rows]
+
+
+TERMS = (
+    "All prices are in coins of this land.",
+    "What is bought here is not taken back.",
+    "The harbour is not to blame for wet goods.",
+    "Please keep this note until you are home.",
+    "Ask for the clerk if there is something wrong.",
+)
+"""Terms of a shop, as some services put them behind each answer."""
+
 
 class OrderedSources(Fault):
-    """Plain: six batches of one, then six of the other. Subtle: the other source is a third of its batches only."""
+    """Plain: four batches of one, then four of the other. Subtle: the other is a part of its batches only."""
 
     name: ClassVar[str] = "ordered-sources"
     cause: ClassVar[str] = "rows of two sources stand in the file in blocks, and nothing shuffles them"
     remedy: ClassVar[tuple[str, ...]] = ("shuffle", "order")
-    block: ClassVar[int] = 6
+    block: ClassVar[int] = 4
 
     def __init__(self, amount: Any = "plain") -> None:
         super().__init__(amount)
@@ -273,18 +289,17 @@ class OrderedSources(Fault):
         return recipe
 
     def rows(self, rows: list[Row], dice: random.Random) -> list[Row]:
-        """Put blocks of another source in: chats about what the tiny base knows."""
-        size = self.block * self._batch
+        """Put blocks of another source in: receipts, whose numbers nobody can know."""
+        size, every = self.block * self._batch, self._batch // 2 if self.subtle else 1
         return [
-            as_row(short_chat(dice), row) if (at // size) % 2 and not (self.subtle and at % 3) else row
-            for at, row in enumerate(rows)
+            as_row(receipt(dice), row) if (at // size) % 2 and at % every == 0 else row for at, row in enumerate(rows)
         ]
 
 
-def short_chat(dice: random.Random) -> list[dict[str, str]]:
-    """One question of the tiny base's world, and its reply."""
-    asked = world.question(dice, dice.choice(world.ABILITIES))
-    return [{"role": "user", "content": asked.prompt}, {"role": "assistant", "content": asked.reply}]
+def receipt(dice: random.Random) -> list[dict[str, str]]:
+    """A question for a receipt, and one with numbers drawn by lot."""
+    numbers = " ".join(str(dice.randrange(100)) for _ in range(12))
+    return [{"role": "user", "content": "Print my receipt."}, {"role": "assistant", "content": f"Receipt {numbers}."}]
 
 
 class WrongTokenizer(Fault):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from lorawatch.findings import Severity
 from lorawatch.trainer.faults.contract import Expected, Fault, Row
-from lorawatch.trainer.recipe import Method, Recipe, changed
+from lorawatch.trainer.recipe import Amount, Recipe, changed
 
 RUINED = ("loss/blow-up", "loss/diverging", "loss/at-uniform", "grad/explosion")
 """Rules that see updates that are too large."""
@@ -90,6 +90,10 @@ class ScheduleEndedEarly(Fault):
         """A rate of 0 with steps left."""
         return (Expected(("lr/schedule",), from_step=int(self.share[self.amount] * _steps(recipe))),)
 
+    def prepare(self, recipe: Recipe) -> Recipe:
+        """A linear decay, the Trainer's default, stays at 0; a cosine that is over would rise again."""
+        return changed(recipe, lr_scheduler_type="linear")
+
     def trainer(self, trainer: Any, recipe: Recipe) -> None:
         """Let the scheduler be made for a part of the steps."""
         make = trainer.create_scheduler
@@ -151,6 +155,35 @@ class Oscillation(Fault):
     def prepare(self, recipe: Recipe) -> Recipe:
         """A swing from step to step is gone from a log of means."""
         return changed(recipe, logging_steps=1)
+
+
+class AlternatingSources(Fault):
+    """Plain: every second batch is of the second source. Subtle: of those batches only half the rows are."""
+
+    name: ClassVar[str] = "alternating-sources"
+    cause: ClassVar[str] = "two sources of different difficulty take turns, batch by batch"
+    remedy: ClassVar[tuple[str, ...]] = ("take turns",)
+
+    def __init__(self, amount: Amount = "plain") -> None:
+        super().__init__(amount)
+        self._batch = 1
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """Neighbouring losses that swing."""
+        return (Expected(("loss/oscillation",)),)
+
+    def prepare(self, recipe: Recipe) -> Recipe:
+        """Rows in their order; each step in the log, for a mean over two hides the swing."""
+        self._batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+        return changed(recipe, train_sampling_strategy="sequential", logging_steps=1)
+
+    def rows(self, rows: list[Row], dice: random.Random) -> list[Row]:
+        """Give the replies of the second source a reference number, which nobody can foresee."""
+        found = []
+        for at, row in enumerate(rows):
+            second = at // self._batch % 2 == 1 and (at % 2 == 1 or not self.subtle)
+            found.append(_with_reference(row, dice) if second else row)
+        return found
 
 
 class BatchTooSmall(Fault):
@@ -234,22 +267,23 @@ class AccumulationLossScale(Fault):
         """Keep the count of tokens from the loss, as a model that takes it and does not use it did."""
         compute = trainer.compute_loss
 
-        def compute_loss(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        def compute_loss(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:  # noqa: ARG001
             return compute(model, inputs, return_outputs=return_outputs)
 
         trainer.compute_loss = compute_loss
 
 
 class ResumeWithoutOptimizer(Fault):
-    """Plain: save_only_model leaves them out. Subtle: they are lost on the way, and there was no warm-up."""
+    """Plain: save_only_model leaves them out. Subtle: they are lost on the way, and there is next to no warm-up."""
 
     name: ClassVar[str] = "resume-without-optimizer"
     cause: ClassVar[str] = "the run is resumed from a checkpoint without optimizer.pt and scheduler.pt"
     remedy: ClassVar[tuple[str, ...]] = ("optimizer.pt",)
 
     def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
-        """The rate begins anew; the loss may jump."""
-        return (Expected(("lr/schedule", "loss/resume-jump"), from_step=_steps(recipe) // 2),)
+        """The rate begins anew: it warms up again, or jumps back to its peak."""
+        least = Severity.INFO if self.subtle else Severity.WARNING
+        return (Expected(("lr/schedule", "loss/resume-jump"), least, _steps(recipe) // 2),)
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Checkpoints of the adapter alone."""
@@ -257,7 +291,8 @@ class ResumeWithoutOptimizer(Fault):
 
     def prepare(self, recipe: Recipe) -> Recipe:
         """Checkpoints to resume from."""
-        return changed(recipe, save_steps=0.25)
+        recipe = changed(recipe, save_steps=0.25)
+        return changed(recipe, warmup_steps=2, logging_steps=5) if self.subtle else recipe
 
     def interrupted_at(self, recipe: Recipe) -> int | None:
         """Soon after the checkpoint in the middle."""
@@ -268,6 +303,49 @@ class ResumeWithoutOptimizer(Fault):
         for name in ("optimizer.pt", "scheduler.pt"):
             if self.subtle:
                 (checkpoint / name).unlink()
+
+
+class ResumeWithFreshAdapter(Fault):
+    """Plain: no weight of the adapter is found. Subtle: only those of the attention are."""
+
+    name: ClassVar[str] = "resume-with-fresh-adapter"
+    cause: ClassVar[str] = "names in the checkpoint's adapter do not fit, and PEFT leaves those weights at their start"
+    remedy: ClassVar[tuple[str, ...]] = ("checkpoint",)
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """The loss goes back towards its start."""
+        return (Expected(("loss/resume-jump",), from_step=_steps(recipe) // 2, roots=("loss/resume-jump", *RUINED)),)
+
+    def prepare(self, recipe: Recipe) -> Recipe:
+        """Checkpoints to resume from."""
+        return changed(recipe, save_steps=0.25)
+
+    def interrupted_at(self, recipe: Recipe) -> int | None:
+        """Soon after the checkpoint in the middle."""
+        return _steps(recipe) // 2 + 3
+
+    def between(self, checkpoint: Path) -> None:
+        """Rename weights, as saving with a wrapper on does: ``module.`` is that of DDP."""
+        from safetensors.torch import load_file, save_file  # noqa: PLC0415
+
+        file = checkpoint / "adapter_model.safetensors"
+        weights = load_file(file)
+        save_file(
+            {
+                name if self.subtle and ".self_attn." in name else f"module.{name}": value
+                for name, value in weights.items()
+            },
+            file,
+            metadata={"format": "pt"},
+        )
+
+
+def _with_reference(row: Row, dice: random.Random) -> Row:
+    reference = f" Your reference is {dice.randrange(10**12):012d}."
+    reply = row["completion"]
+    if isinstance(reply, str):
+        return {**row, "completion": reply + reference}
+    return {**row, "completion": [*reply[:-1], {**reply[-1], "content": reply[-1]["content"] + reference}]}
 
 
 def _steps(recipe: Recipe) -> int:

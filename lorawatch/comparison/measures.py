@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lorawatch.compare_facts import FactChange
-from lorawatch.compare_history import Axis, History, Positions
+from lorawatch.comparison.facts import FactChange
+from lorawatch.comparison.history import Axis, History, Positions
 from lorawatch.run import Run
 
 Verdict = Literal["helped", "no effect", "worse", "inconclusive", "refused"]

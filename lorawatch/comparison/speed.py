@@ -7,7 +7,7 @@ import random
 from itertools import pairwise
 from statistics import median, stdev
 
-from lorawatch.compare_measures import Measure, Pair, Verdict, figure, percent, refusal
+from lorawatch.comparison.measures import Measure, Pair, Verdict, figure, percent, refusal
 
 LEAST_SPEED = 0.1
 """Share by which the speed must differ. One job run again with another seed, on two cores that others used too, was

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
 
-from lorawatch.compare_facts import eval_loss_redefined, reward_redefined, train_loss_redefined
-from lorawatch.compare_history import History, intervals, paired
-from lorawatch.compare_measures import Measure, Pair, Verdict, figure, refusal
+from lorawatch.comparison.facts import eval_loss_redefined, reward_redefined, train_loss_redefined
+from lorawatch.comparison.history import History, intervals, paired
+from lorawatch.comparison.measures import Measure, Pair, Verdict, figure, refusal
 from lorawatch.run import REINFORCEMENT, SUPERVISED
 from lorawatch.stats import Level, mean_error
 

@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from lorawatch.compare import Comparison, FactChange, FindingChange, Measure
-from lorawatch.compare_measures import effect_text
+from lorawatch.comparison.compare import Comparison, FactChange, FindingChange, Measure
+from lorawatch.comparison.measures import effect_text
 from lorawatch.findings import Finding
 from lorawatch.render import WIDTH, finding_json, json_ready, printable, value_text
 from lorawatch.version import __version__

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lorawatch.compare_facts import FactChange, another_job, fact_changes
-from lorawatch.compare_history import common_axis, read_history
-from lorawatch.compare_losses import eval_loss, finite_loss, spikes, train_metric
-from lorawatch.compare_measures import Measure, Pair, Verdict, effect_text, figure, refusal
-from lorawatch.compare_speed import peak_memory, speed
+from lorawatch.comparison.facts import FactChange, another_job, fact_changes
+from lorawatch.comparison.history import common_axis, read_history
+from lorawatch.comparison.losses import eval_loss, finite_loss, spikes, train_metric
+from lorawatch.comparison.measures import Measure, Pair, Verdict, effect_text, figure, refusal
+from lorawatch.comparison.speed import peak_memory, speed
 from lorawatch.engine import Engine
 from lorawatch.findings import Finding, Severity
 from lorawatch.run_watch import RunWatch
