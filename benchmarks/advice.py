@@ -162,7 +162,7 @@ def report(stories: Sequence[Story]) -> str:
     counts = Counter(story.outcome for story in stories)
     helped = counts["helped"]
     lines = [
-        f"{len(stories)} faults, plain amount, seed {stories[0].job.seed if stories else '–'}: {helped} ended as helped "
+        f"{len(stories)} faults, plain amount, seed {stories[0].job.seed if stories else 0}: {helped} ended as helped "
         f"({100 * helped / max(len(stories), 1):.0f} %), with the finding gone, later or milder in "
         f"{sum(story.gone for story in stories)}. "
         + ", ".join(f"{outcome} {count}" for outcome, count in counts.most_common()) + ".",

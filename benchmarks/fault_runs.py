@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -178,12 +178,15 @@ def _train(job: Job, folder: str) -> None:
     result["recipe"] = recipe_for(job).plain()
     (target / "result.json").write_text(json.dumps(result, default=str), encoding="utf-8")
     sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # everything is written; an orderly end of torch takes seconds
 
 
 def train(jobs: Iterable[Job], *, workers: int = 2, tell: bool = True) -> list[Done]:
     """Train what is not in the cache yet; returns all, in the order of the jobs.
 
-    Runs that wait most of the time (a hang) go beside the others, since they take no processor.
+    Runs that wait most of the time (a hang) go beside the others, since they take no processor. Runs that load the
+    machine come last, one by one.
     """
     from lorawatch.trainer.faults.catalogue import faults
 
@@ -197,13 +200,15 @@ def train(jobs: Iterable[Job], *, workers: int = 2, tell: bool = True) -> list[D
         else:
             done[job] = found
     waiting = [job for job in missing if not job.healthy and faults()[job.name].waits]
-    working = [job for job in missing if job not in waiting]
+    alone = [job for job in missing if not job.healthy and faults()[job.name].alone]
+    working = [job for job in missing if job not in waiting and job not in alone]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmark_preload"])
     began, count = time.monotonic(), 0
-    with ThreadPoolExecutor(workers) as busy, ThreadPoolExecutor(6) as idle:
+    with ThreadPoolExecutor(workers) as busy, ThreadPoolExecutor(6) as idle, ThreadPoolExecutor(1) as single:
         futures = [idle.submit(_one, context, job) for job in waiting]
-        futures += [busy.submit(_one, context, job) for job in working]
+        beside = [busy.submit(_one, context, job) for job in working]
+        futures += beside + [single.submit(_after, beside, context, job) for job in alone]
         for future in as_completed(futures):
             made = future.result()
             done[made.job] = made
@@ -224,6 +229,11 @@ def _kept(job: Job) -> Done | None:
     except (OSError, ValueError):
         return None
     return Done(job, folder, float(details.get("seconds", 0.0)), details.get("error", ""), details)
+
+
+def _after(others: Sequence[Future[Done]], context: Any, job: Job) -> Done:
+    wait(others)
+    return _one(context, job)
 
 
 def _one(context: Any, job: Job) -> Done:

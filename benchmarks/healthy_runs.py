@@ -15,7 +15,7 @@ from typing import Any
 from fault_runs import CACHE, Job
 
 REPORTED_RUNS = 66
-DEVELOPMENT_RUNS = 40
+DEVELOPMENT_RUNS = 24
 MODELS = CACHE.parent / "models"
 
 

@@ -23,7 +23,7 @@ class LossAtUniform(Rule):
     stands there now has lost everything it knew. It does not recover, and its checkpoints are worth nothing.
 
     ## How it decides
-    The median of the last 3 logged losses is at 0.9 ln V or above, and the run started below 0.7 ln V. Needs the
+    The median of the last 5 logged losses (3 at the start) is at 0.9 ln V or above, and the run started below 0.7 ln V. Needs the
     vocabulary size (`vocab_size`, from the model's config.json).
 
     ## What to change
@@ -31,10 +31,12 @@ class LossAtUniform(Rule):
     learning rate.
 
     ## Known false alarms
-    None known. Training from scratch starts at ln V and is not judged.
+    Three or more bad batches in a row look like it while they last. Training from scratch starts at ln V and is not
+    judged.
 
     ## Sources
-    Measured: a public run with a learning rate of 5.0 went 1.64 → 11.81 → 10.3735, which is ln 32000 exactly. ln V is
+    Measured: a public run with a learning rate of 5.0 went 1.64 → 11.81 → 10.3735, which is ln 32000 exactly. Two batches of binary data in a row, logged each step, reach it
+    too, and the run goes on as before: the median is of 5 points, not of 3 (reference trainer, bad-batches). ln V is
     the loss of the uniform distribution: 10.37 (V = 32,000), 11.76 (128,256), 11.93 (151,936), 12.48 (262,144).
     """
 
@@ -49,12 +51,13 @@ class LossAtUniform(Rule):
 
     release: int = param(16, unit="points", help="Points in a row below the eased limit before it resolves.")
     uniform: float = param(0.9, unit="share of ln V", help="The last losses are at this share of ln V or above.")
+    points: int = param(5, unit="points", help="Last points whose median is compared.")
     start: float = param(0.7, unit="share of ln V", help="A run that starts above this share is not judged.")
     limit: float = state(float)
     exempt: float | None = state(lambda: None)
 
     def judge(self, row: MetricRow, run: Run) -> Breach | None:
-        """Compare the last three points with ln V."""
+        """Compare the last points with ln V."""
         loss = row.values["loss"]
         if loss - loss != 0.0 or (loss < self.limit and self.easing == 1.0) or run.loss.count < 3:
             return None
@@ -67,7 +70,7 @@ class LossAtUniform(Rule):
         if first >= self.start * most:
             self.exempt = vocabulary  # the first loss stays what it was: no later row is judged
             return None
-        last = median(run.series["loss"].window(3))
+        last = median(run.series["loss"].window(self.points))
         if last < self.limit * self.easing:
             return None
         return Breach(

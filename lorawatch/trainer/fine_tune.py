@@ -69,7 +69,7 @@ def fine_tune(
     _checkpoint(recipe)
     if quiet:
         datasets.disable_progress_bars()
-        logging.disable_progress_bar()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
     rows = load_rows(recipe)
     dice = random.Random(recipe.seed)  # noqa: S311  (which rows a fault takes is no secret)
     rows = Rows(fault.rows(rows.train, dice), fault.evaluation_rows(rows.evaluation, dice))

@@ -157,7 +157,7 @@ def pretrain(
         loss = torch.nn.functional.cross_entropy(
             logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), label_smoothing=LABEL_SMOOTHING
         )
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -62,7 +62,7 @@ def test_too_many_stops_are_a_mistake_in_the_recipe_and_worth_a_word(
     kind: type[Any], name: str, rule: str, recipe: Recipe
 ) -> None:
     plain, subtle = kind().misconfigure(recipe), kind("subtle").misconfigure(recipe)
-    assert 1 <= getattr(plain, name) < getattr(subtle, name) <= 5
+    assert 1 <= getattr(plain, name) < getattr(subtle, name) <= 10
     (expected,) = kind().expected(plain)
     assert (expected.rules, expected.least) == ((rule,), Severity.INFO)
     assert not kind.remedy

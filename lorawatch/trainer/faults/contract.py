@@ -53,6 +53,7 @@ class Fault:
         methods: Methods that can have it.
         needs: ``"cuda"`` for a fault that needs a card, ``"tmpfs"`` for one that needs to mount one; else empty.
         waits: True when the run spends most of its time waiting, so that several can share a processor.
+        alone: True when it takes more of the machine than one processor, so that no other run should stand beside it.
         remedy: Words one of which the advice must hold for a person to find the cause, where the cause lies in data,
             code or machine, not in the recipe. The benchmark of advice then takes the fault out, as that person would.
             Empty where the cause is in the recipe.
@@ -63,6 +64,7 @@ class Fault:
     methods: ClassVar[frozenset[Method]] = frozenset({"sft"})
     needs: ClassVar[str] = ""
     waits: ClassVar[bool] = False
+    alone: ClassVar[bool] = False
     remedy: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, amount: Amount = "plain") -> None:

@@ -16,6 +16,10 @@ LEARNT_BY_HEART = ("eval/overfit", "eval/gap", "loss/memorised", "loss/stairs")
 """Rules that see a model that learns its rows by heart."""
 
 
+EVAL_ROWS = 64
+"""Rows to evaluate on where it is the evaluation that tells: below 50 its error is too large to say much."""
+
+
 def reply_of(row: Row) -> str:
     """The text of a row that is trained on."""
     if "completion" in row:
@@ -117,7 +121,7 @@ class BadBatches(Fault):
 
 
 class TinyDataset(Fault):
-    """Plain: 64 rows, 30 times. Subtle: 240 rows, 8 times."""
+    """Plain: 48 rows, 40 times. Subtle: 96 rows, 20 times."""
 
     name: ClassVar[str] = "tiny-dataset"
     cause: ClassVar[str] = "few rows are trained on for many epochs"
@@ -128,12 +132,14 @@ class TinyDataset(Fault):
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Count epochs, not steps."""
-        rows, epochs = (240, 8) if self.subtle else (64, 30)
-        return changed(recipe, train_rows=rows, num_train_epochs=epochs, max_steps=-1, eval_steps=0.05)
+        rows, epochs = (96, 20) if self.subtle else (48, 40)
+        return changed(
+            recipe, train_rows=rows, num_train_epochs=epochs, max_steps=-1, eval_steps=0.05, eval_rows=EVAL_ROWS
+        )
 
 
 class TooManyEpochs(Fault):
-    """Plain: 10 epochs. Subtle: 5."""
+    """Plain: 16 epochs. Subtle: 10."""
 
     name: ClassVar[str] = "too-many-epochs"
     cause: ClassVar[str] = "rows enough for one or two epochs are trained on for many"
@@ -144,14 +150,15 @@ class TooManyEpochs(Fault):
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Count epochs, not steps, and log each step: the drop is in the first quarter of an epoch."""
-        epochs = 5 if self.subtle else 10
+        epochs = 10 if self.subtle else 16
         return changed(
-            recipe, train_rows=2000 // epochs, num_train_epochs=epochs, max_steps=-1, logging_steps=1, eval_steps=0.05
-        )
+            recipe, train_rows=1920 // epochs, num_train_epochs=epochs, max_steps=-1, logging_steps=1, eval_steps=0.05,
+            eval_rows=EVAL_ROWS,
+        )  # fmt: skip
 
 
 class DuplicatedData(Fault):
-    """Plain: a file of 40 rows, each 40 times. Subtle: half of the rows are copies of 40."""
+    """Plain: a file of 40 rows, each 40 times. Subtle: seven rows of eight are copies of 40."""
 
     name: ClassVar[str] = "duplicated-data"
     cause: ClassVar[str] = "the file holds the same rows again and again"
@@ -164,11 +171,11 @@ class DuplicatedData(Fault):
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Evaluate often enough for the turn to be seen."""
-        return changed(recipe, eval_steps=0.05)
+        return changed(recipe, eval_steps=0.05, eval_rows=EVAL_ROWS)
 
     def rows(self, rows: list[Row], dice: random.Random) -> list[Row]:
         """Copies."""
-        kept = len(rows) // 2 if self.subtle else 0
+        kept = len(rows) // 8 if self.subtle else 0
         few = rows[kept : kept + self.unique]
         return rows[:kept] + [few[number % len(few)] for number in range(len(rows) - kept)]
 
@@ -187,8 +194,8 @@ class ShuffledLabels(Fault):
         )
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
-        """A few epochs, as usual for a file of this size."""
-        return changed(recipe, train_rows=400, num_train_epochs=5, max_steps=-1, eval_steps=0.05)
+        """Epochs enough for pairs that make no sense to be learnt by heart."""
+        return changed(recipe, train_rows=120, num_train_epochs=16, max_steps=-1, eval_steps=0.05, eval_rows=EVAL_ROWS)
 
     def rows(self, rows: list[Row], dice: random.Random) -> list[Row]:
         """Permute the replies."""
@@ -209,8 +216,8 @@ class UnlearnableReplies(Fault):
     remedy: ClassVar[tuple[str, ...]] = ("data", "labels")
 
     def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
-        """The loss stands still at the entropy of the words."""
-        return (Expected(("loss/not-learning", "loss/plateau", "loss/slow-start"), Severity.INFO),)
+        """The loss starts near that of guessing, and stands still at the entropy of the words."""
+        return (Expected(("loss/start", "loss/not-learning", "loss/plateau", "loss/slow-start"), Severity.INFO),)
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Log each step."""
@@ -228,8 +235,12 @@ class UnlearnableReplies(Fault):
         return [with_reply(row, drawn(reply_of(row))) for row in rows]
 
 
+LONG = 0.4
+"""Share of the rows with terms behind the reply."""
+
+
 class LengthGroupedRipple(Fault):
-    """Plain: up to five sentences of terms, the same in all rows, stand behind a reply. Subtle: up to two."""
+    """Plain: all sentences of the terms stand behind two replies of five, always the same. Subtle: two of them."""
 
     name: ClassVar[str] = "length-grouped-ripple"
     cause: ClassVar[str] = "batches are grouped by length, and long rows are easier than short ones"
@@ -250,7 +261,9 @@ class LengthGroupedRipple(Fault):
     def rows(self, rows: list[Row], dice: random.Random) -> list[Row]:
         """Put terms behind the replies."""
         most = 2 if self.subtle else len(TERMS)
-        return [with_reply(row, " ".join([reply_of(row), *TERMS[: dice.randint(0, most)]])) for row in rows]
+        return [
+            with_reply(row, " ".join([reply_of(row), *TERMS[: most if dice.random() < LONG else 0]])) for row in rows
+        ]
 
 
 TERMS = (
@@ -363,7 +376,10 @@ class PaddingWaste(Fault):
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Steps enough for 25 of them, every eighth, to be counted."""
-        return changed(recipe, max_steps=max(steps_of(recipe), 220), max_length=512)
+        return changed(
+            recipe, max_steps=max(steps_of(recipe), 220), max_length=512,
+            per_device_train_batch_size=max(recipe.per_device_train_batch_size, 8),
+        )  # fmt: skip
 
     def rows(self, rows: list[Row], dice: random.Random) -> list[Row]:
         """Short replies, and some that are several in one."""

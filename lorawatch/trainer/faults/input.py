@@ -245,8 +245,8 @@ class SlowDisk(_Waits):
         return recipe
 
     def dataset(self, dataset: Any, recipe: Recipe) -> Any:
-        """Rows that are read."""
-        seconds = STEP * self.workers * (4.0 / 3.0 if self.subtle else 2.2) / recipe.per_device_train_batch_size
+        """Rows that are read: by two workers that are ready at the same time, so that every other step waits."""
+        seconds = STEP * self.workers * (1.6 if self.subtle else 3.0) / recipe.per_device_train_batch_size
         return CostlyRows(dataset, DirectReads(_file(recipe), seconds=seconds))
 
     def trainer(self, trainer: Any, recipe: Recipe) -> None:

@@ -39,7 +39,7 @@ class SlowSaves(Fault):
 
 
 class SlowEvaluation(Fault):
-    """Plain: an evaluation every second step. Subtle: every fifth."""
+    """Plain: an evaluation every third step. Subtle: every tenth."""
 
     name: ClassVar[str] = "slow-evaluation"
     cause: ClassVar[str] = "the run evaluates so often that it measures more than it trains"
@@ -50,7 +50,7 @@ class SlowEvaluation(Fault):
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Evaluate too often."""
-        return changed(recipe, max_steps=60, eval_rows=64, eval_steps=5 if self.subtle else 2)
+        return changed(recipe, max_steps=80, eval_rows=64, eval_steps=10 if self.subtle else 3)
 
 
 class Hang(Fault):
@@ -207,11 +207,12 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
 
 
 class Slowdown(Fault):
-    """Plain: two others take their share: steps three times as long. Subtle: one does at times: 1.5 times."""
+    """Plain: two others take their share: steps three times as long. Subtle: one does most of the time."""
 
     name: ClassVar[str] = "slowdown"
     cause: ClassVar[str] = "from step 130 on other processes compute on the processor that the run is bound to"
     remedy: ClassVar[tuple[str, ...]] = ("what else runs",)
+    alone: ClassVar[bool] = True
     at: ClassVar[int] = 130
 
     def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
@@ -236,7 +237,7 @@ class Slowdown(Fault):
 
         def come() -> None:
             if trainer.state.global_step >= self.at and not others:
-                rhythm = [(0.02, 0.02)] if self.subtle else [(0.05, 0.0), (0.05, 0.0)]
+                rhythm = [(0.04, 0.016)] if self.subtle else [(0.05, 0.0), (0.05, 0.0)]
                 others.extend(_computing(processor, busy, idle) for busy, idle in rhythm)
 
         def bound(*given: Any, **named: Any) -> Any:
