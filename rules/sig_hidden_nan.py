@@ -24,8 +24,8 @@ class SigHiddenNan(Rule):
     ## How it decides
     - Loss exactly 0 beside a gradient norm of NaN: at once; 2 logs in a row where the run says that it uses fp16, and
       in preference and reinforcement runs, whose loss may be 0.
-    - Loss above 0 beside a gradient norm that is not finite: at once where the run says that it uses bf16; else 2
-      logs in a row, because the loss scaler of fp16 skips a step now and then, which is harmless. In the first 50
+    - Loss above 0 beside a gradient norm that is not finite: at once where the run says that it uses bf16, or that it
+      does not use fp16; else 2 logs in a row, because the loss scaler of fp16 skips a step now and then, which is harmless. In the first 50
       steps, where the scaler still looks for its scale, 10 logs in a row. It is a warning until the 4th log in a row.
     - Loss exactly 0 beside a gradient norm that is the square root of a whole number and does not move: DeepSpeed
       writes -1 for the norm of each parameter group with a gradient that is not finite, so that 3 groups give 1.7321.
@@ -91,7 +91,7 @@ class SigHiddenNan(Rule):
             if self.streak < (self.skips if half or zero_is_normal else 1):
                 return None
             return self._breach(loss, norm, run, None)
-        if not (bfloat and not half):
+        if half is not False and not (bfloat and not half):
             needed = self.search_skips if run.step <= self.search_steps else self.skips
             if self.streak < needed:
                 return None

@@ -82,8 +82,8 @@ class OptimizerMadeTooEarly(Fault):
     name: ClassVar[str] = "optimizer-made-too-early"
     cause: ClassVar[str] = "the optimizer is made before the adapter is put on, and steps on the base's parameters"
     remedy: ClassVar[tuple[str, ...]] = ("print_trainable_parameters", "optimizer")
-    epoch: ClassVar[int] = 400
-    """Rows of the plain fault: four epochs in 200 steps of 8."""
+    epoch: ClassVar[int] = 50
+    """Steps of an epoch of the plain fault."""
 
     def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
         """The losses of an epoch come again digit by digit; where they cannot, the loss does not fall."""
@@ -93,7 +93,10 @@ class OptimizerMadeTooEarly(Fault):
 
     def prepare(self, recipe: Recipe) -> Recipe:
         """Rows in their order, several epochs of them."""
-        return recipe if self.subtle else changed(recipe, train_sampling_strategy="sequential", train_rows=self.epoch)
+        if self.subtle:
+            return recipe
+        rows = self.epoch * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+        return changed(recipe, train_sampling_strategy="sequential", train_rows=rows)
 
     def optimizer(self, model: Any, recipe: Recipe) -> Any:
         """AdamW over what trains before the adapter is there: the whole base."""

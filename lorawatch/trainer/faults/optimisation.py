@@ -17,7 +17,7 @@ SLOW = ("loss/not-learning", "loss/slow-start")
 
 
 class LearningRateTooHigh(Fault):
-    """Plain: 30 times the usual rate. Subtle: 8 times it, near where runs begin to diverge."""
+    """Plain: 30 times the usual rate. Subtle: 14 times it, near where runs begin to diverge."""
 
     name: ClassVar[str] = "learning-rate-too-high"
     cause: ClassVar[str] = "the learning rate is many times the usual one of the method"
@@ -28,11 +28,11 @@ class LearningRateTooHigh(Fault):
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Raise the rate."""
-        return changed(recipe, learning_rate=recipe.peak_rate * (8 if self.subtle else 30))
+        return changed(recipe, learning_rate=recipe.peak_rate * (14 if self.subtle else 30))
 
 
 class LearningRateTooLow(Fault):
-    """Plain: a hundredth of the usual rate. Subtle: a fortieth."""
+    """Plain: a thousandth of the usual rate. Subtle: a 250th."""
 
     name: ClassVar[str] = "learning-rate-too-low"
     cause: ClassVar[str] = "the learning rate is far below the usual one of the method"
@@ -43,7 +43,7 @@ class LearningRateTooLow(Fault):
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Lower the rate."""
-        return changed(recipe, learning_rate=recipe.peak_rate / (40 if self.subtle else 100))
+        return changed(recipe, learning_rate=recipe.peak_rate / (250 if self.subtle else 1000))
 
 
 class LearningRateZero(Fault):
@@ -138,25 +138,6 @@ class AlwaysClipped(Fault):
         return changed(recipe, logging_steps=1)
 
 
-class Oscillation(Fault):
-    """Steps that overshoot."""
-
-    name: ClassVar[str] = "oscillation"
-    cause: ClassVar[str] = "SGD at the edge of stability: each step goes too far, and the next one comes back"
-
-    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
-        """Neighbouring losses that swing."""
-        return (Expected(("loss/oscillation",)),)
-
-    def misconfigure(self, recipe: Recipe) -> Recipe:
-        """Plain gradient descent at a high rate."""
-        return changed(recipe, optim="sgd", learning_rate=1.0)
-
-    def prepare(self, recipe: Recipe) -> Recipe:
-        """A swing from step to step is gone from a log of means."""
-        return changed(recipe, logging_steps=1)
-
-
 class AlternatingSources(Fault):
     """Plain: every second batch is of the second source. Subtle: of those batches only half the rows are."""
 
@@ -200,9 +181,13 @@ class BatchTooSmall(Fault):
         """A small micro-batch, no accumulation."""
         return changed(recipe, per_device_train_batch_size=2 if self.subtle else 1)
 
+    def prepare(self, recipe: Recipe) -> Recipe:
+        """Steps are quick: evaluate seldom, and log each of them."""
+        return changed(recipe, logging_steps=1, eval_steps=0.5)
+
 
 class AlphaAbsurd(Fault):
-    """Plain: alpha is 100 times its usual value. Subtle: 10 times."""
+    """Plain: alpha is 100 times its usual value. Subtle: 40 times."""
 
     name: ClassVar[str] = "alpha-absurd"
     cause: ClassVar[str] = "lora_alpha is many times the rank"
@@ -213,7 +198,7 @@ class AlphaAbsurd(Fault):
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Raise alpha."""
-        return changed(recipe, lora_alpha=2 * recipe.r * (10 if self.subtle else 100))
+        return changed(recipe, lora_alpha=2 * recipe.r * (40 if self.subtle else 100))
 
 
 class DropoutExtreme(Fault):
