@@ -5,7 +5,8 @@ finding), goes through its adjustments in the order in which they are shown, and
 it sets a parameter in the run's recipe, or it looks where the advice says to look. A look finds the cause only where
 the advice names it in the fault's own words (:attr:`Fault.remedy`); the cause is then taken out. The run is trained
 again with the same seed, and ``lorawatch compare`` says whether that helped. What helped is kept, what did not is taken
-back; three adjustments at most. Writes ``results/advice.md``.
+back; three adjustments at most. Faults that bring information only ask for no change, and are left out. Writes
+``results/advice.md``.
 
     python benchmarks/advice.py                            # the reported seed
     python benchmarks/advice.py --dev --only tiny-dataset  # a seed of development, printed, nothing written
@@ -27,7 +28,7 @@ from fault_runs import DEVELOPMENT, REPORTED, Done, Job, fault_jobs, recipe_for,
 from results_file import write
 
 from lorawatch.comparison.compare import CompareError, compare
-from lorawatch.findings import Adjustment, Finding
+from lorawatch.findings import Adjustment, Finding, Severity
 from lorawatch.registry import RuleSet
 from lorawatch.run_watch import RunWatch
 from lorawatch.settings import Settings
@@ -117,11 +118,7 @@ def next_step(finding: Finding, job: Job, tried: set[str]) -> tuple[Job, str] | 
     """The first adjustment of a finding that was not tried and that can be made; the job with it, and its words."""
     from lorawatch.trainer.faults.catalogue import faults
 
-    ordered = sorted(finding.adjustments, key=lambda item: not item.next)
-    looks = [item for item in finding.adjustments if not item.parameter]
-    if finding.adjustments and not finding.adjustments[0].parameter:
-        ordered = finding.adjustments  # a look that stands first comes first
-    for item in ordered or looks:
+    for item in finding.adjustments:
         if not item.parameter:
             words = f"look: {item.proposed}"
             remedy = faults()[job.name].remedy
@@ -190,7 +187,10 @@ def main() -> int:
     options = parser.parse_args()
     seeds = (DEVELOPMENT if options.dev else REPORTED)[:1]
     jobs = [job for job in fault_jobs(seeds, only=options.only, amounts=("plain",)) if not faults()[job.name].waits]
-    verdicts = [one for one in judged(train(jobs)) if one.expected and not one.done.error]
+    verdicts = [
+        one for one in judged(train(jobs))
+        if not one.done.error and any(each.least >= Severity.WARNING for each in one.expected)
+    ]  # fmt: skip
     with ThreadPoolExecutor(2) as pool:
         stories = list(pool.map(follow, verdicts))
     text = report(stories)

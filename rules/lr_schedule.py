@@ -203,14 +203,14 @@ class LrSchedule(Rule):
             made_for = breach.evidence["low_since_step"]
             return [
                 Adjustment(
-                    "max_steps", current=total, proposed=made_for, direction="down", confidence="medium",
-                    apply="check",
-                    why=f"the schedule is over at about step {made_for}: stop there, the rest trains nothing",
+                    "", proposed=f"make the schedule for {total} steps: num_training_steps of a scheduler made by "
+                    "hand counts optimizer steps, not micro-batches", apply="check", confidence="high",
+                    why="a changed batch size, accumulation or number of GPUs moves the end of the schedule",
                 ),
                 Adjustment(
-                    "", proposed=f"or make the schedule for {total} steps: num_training_steps of a scheduler made by "
-                    "hand counts optimizer steps, not micro-batches", apply="check", confidence="medium",
-                    why="a changed batch size, accumulation or number of GPUs moves the end of the schedule",
+                    "max_steps", current=total, proposed=made_for, direction="down", confidence="medium",
+                    apply="check",
+                    why=f"or stop at about step {made_for}, where the schedule is over: the rest trains nothing",
                 ),
             ]  # fmt: skip
         if case == "warmup":

@@ -155,12 +155,11 @@ class SigHiddenNan(Rule):
                 cost="the later losses: after one NaN all of them read NaN, even if the model is fine",
             )
         )  # fmt: skip
-        advice.append(
-            Adjustment(
-                "", proposed=f"look at the batches {told} step {step}: rows without a trained token, empty rows, "
-                "rows beyond the model's positions",
-                apply="check", confidence="medium",
-                why="a mean over 0 tokens is NaN in any precision, and comes back at the same batch",
-            )
+        batches = Adjustment(
+            "", proposed=f"look at the batches {told} step {step}: rows without a trained token, empty rows, "
+            "rows beyond the model's positions",
+            apply="check", confidence="medium",
+            why="a mean over 0 tokens is NaN in any precision, and comes back at the same batch",
         )  # fmt: skip
-        return advice
+        # A lone NaN, as long as it is only a warning, is more likely one bad batch than a rate that is too high.
+        return [batches, *advice] if breach.severity is Severity.WARNING else [*advice, batches]

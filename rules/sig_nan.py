@@ -192,11 +192,7 @@ class SigNan(Rule):
                     "the next checkpoint's adapter for NaN", apply="check", confidence="high",
                     why="with logging_nan_inf_filter=False one NaN stays in the Trainer's running sum for good",
                 ),
-                Adjustment(
-                    "", proposed=f"look at the batches {f'after step {good}' if good is not None else 'of the start'}:"
-                    " rows without a trained token give a NaN loss", apply="check", confidence="medium",
-                    why="the batch that gave the NaN comes back in the next epoch",
-                ),
+                _batches(good),
             ]  # fmt: skip
         where = f"at or before step {good}" if good is not None else "that is clean, or from the base model"
         advice = [
@@ -209,4 +205,15 @@ class SigNan(Rule):
             )
         ]  # fmt: skip
         advice += against_nan(run)
+        if breach.severity is Severity.WARNING:  # a lone NaN so far: more likely one bad batch than a high rate
+            return [_batches(good), *advice]
         return advice
+
+
+def _batches(good: int | None) -> Adjustment:
+    """Look at what came after the last step that was finite."""
+    return Adjustment(
+        "", proposed=f"look at the batches {f'after step {good}' if good is not None else 'of the start'}:"
+        " rows without a trained token give a NaN loss", apply="check", confidence="medium",
+        why="the batch that gave the NaN comes back in the next epoch",
+    )  # fmt: skip

@@ -236,14 +236,14 @@ class UnlearnableReplies(Fault):
 
 
 LONG = 0.4
-"""Share of the rows with terms behind the reply."""
+"""Share of the rows with serial numbers behind the reply."""
 
 
 class LengthGroupedRipple(Fault):
-    """Plain: all sentences of the terms stand behind two replies of five, always the same. Subtle: two of them."""
+    """Plain: 40 digits drawn by lot stand behind two replies of five. Subtle: 16."""
 
     name: ClassVar[str] = "length-grouped-ripple"
-    cause: ClassVar[str] = "batches are grouped by length, and long rows are easier than short ones"
+    cause: ClassVar[str] = "batches are grouped by length, and long rows are harder than short ones"
     block: ClassVar[int] = 12
 
     def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
@@ -259,21 +259,15 @@ class LengthGroupedRipple(Fault):
         )  # fmt: skip
 
     def rows(self, rows: list[Row], dice: random.Random) -> list[Row]:
-        """Put terms behind the replies."""
-        most = 2 if self.subtle else len(TERMS)
-        return [
-            with_reply(row, " ".join([reply_of(row), *TERMS[: most if dice.random() < LONG else 0]])) for row in rows
-        ]
+        """Put serial numbers behind the replies."""
+        count = 16 if self.subtle else 40
 
+        def numbered(reply: str) -> str:
+            if dice.random() >= LONG:
+                return reply
+            return f"{reply} Serial number: {' '.join(str(dice.randrange(10)) for _ in range(count))}"
 
-TERMS = (
-    "All prices are in coins of this land.",
-    "What is bought here is not taken back.",
-    "The harbour is not to blame for wet goods.",
-    "Please keep this note until you are home.",
-    "Ask for the clerk if there is something wrong.",
-)
-"""Terms of a shop, as some services put them behind each answer."""
+        return [with_reply(row, numbered(reply_of(row))) for row in rows]
 
 
 class OrderedSources(Fault):
@@ -377,7 +371,7 @@ class PaddingWaste(Fault):
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Steps enough for 25 of them, every eighth, to be counted."""
         return changed(
-            recipe, max_steps=max(steps_of(recipe), 220), max_length=512,
+            recipe, max_steps=max(steps_of(recipe), 260), max_length=512,
             per_device_train_batch_size=max(recipe.per_device_train_batch_size, 8),
         )  # fmt: skip
 

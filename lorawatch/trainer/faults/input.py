@@ -202,6 +202,7 @@ class TooFewWorkers(_Waits):
 
     name: ClassVar[str] = "too-few-workers"
     cause: ClassVar[str] = "one worker (dataloader_num_workers=1) makes batches more slowly than steps use them"
+    remedy: ClassVar[tuple[str, ...]] = ("do the work once",)
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """One worker."""
