@@ -23,8 +23,8 @@ class LossAtUniform(Rule):
     stands there now has lost everything it knew. It does not recover, and its checkpoints are worth nothing.
 
     ## How it decides
-    The median of the last 5 logged losses (3 at the start) is at 0.9 ln V or above, and the run started below 0.7 ln V. Needs the
-    vocabulary size (`vocab_size`, from the model's config.json).
+    The median of the last 5 logged losses (3 at the start) is at 0.9 ln V or above, and the run started below 0.7 ln V.
+    Needs the vocabulary size (`vocab_size`, from the model's config.json).
 
     ## What to change
     Stop. Start again from the base model, never from a checkpoint of this run after the rise, with a tenth of the
@@ -35,9 +35,10 @@ class LossAtUniform(Rule):
     judged.
 
     ## Sources
-    Measured: a public run with a learning rate of 5.0 went 1.64 → 11.81 → 10.3735, which is ln 32000 exactly. Two batches of binary data in a row, logged each step, reach it
-    too, and the run goes on as before: the median is of 5 points, not of 3 (reference trainer, bad-batches). ln V is
-    the loss of the uniform distribution: 10.37 (V = 32,000), 11.76 (128,256), 11.93 (151,936), 12.48 (262,144).
+    Measured: a public run with a learning rate of 5.0 went 1.64 → 11.81 → 10.3735, which is ln 32000 exactly. Two
+    batches of binary data in a row, logged each step, reach it too, and the run goes on as before: the median is of 5
+    points, not of 3 (reference trainer, bad-batches). ln V is the loss of the uniform distribution: 10.37 (V = 32,000),
+    11.76 (128,256), 11.93 (151,936), 12.48 (262,144).
     """
 
     id: ClassVar[str] = "loss/at-uniform"

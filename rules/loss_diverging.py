@@ -24,13 +24,13 @@ class LossDiverging(Rule):
     learnt, and the checkpoints saved from here on are worse than those before.
 
     ## How it decides
-    The fast level of the loss (EWMA, 1/8) stands above the best slow level by more than
-    `max(15 % of best, 0.05, 1.55 sigma)` for 8 logged points in a row. 1.55 sigma is six times the standard error of
-    the fast level; it is up to 2.3 times that where neighbouring points resemble each other (von Neumann ratio below
-    2), because noise then averages out less. The median of the last 8 points must be above the limit too. It is critical when the level is above 1.5 times the best plus 0.5, or
-    above where it started; the latter not where the gradient norm has not risen by a quarter, as when only the data
-    changed. A level below 0.3 is left alone. Where the loss repeats itself with a period (batches
-    grouped by length), the mean over whole periods must be above the limit too.
+    The fast level of the loss (EWMA, 1/8) stands above the best slow level by more than `max(15 % of best, 0.05, 1.55
+    sigma)` for 8 logged points in a row. 1.55 sigma is six times the standard error of the fast level; it is up to 2.3
+    times that where neighbouring points resemble each other (von Neumann ratio below 2), because noise then averages
+    out less. The median of the last 8 points must be above the limit too. It is critical when the level is above 1.5
+    times the best plus 0.5, or above where it started; the latter not where the gradient norm has not risen by a
+    quarter, as when only the data changed. A level below 0.3 is left alone. Where the loss repeats itself with a period
+    (batches grouped by length), the mean over whole periods must be above the limit too.
 
     ## What to change
     Stop, go back to the checkpoint before the rise, and divide the learning rate by 3: divergence sits five to ten
@@ -42,13 +42,13 @@ class LossDiverging(Rule):
     A change of the data mixture or of the epoch's order can lift the loss for good without anything being wrong.
 
     ## Sources
-    Measured on 24 public runs: fires on the one that diverges, at step 101 of 3,000, and on none of 22 others;
-    at most 0.09 false alarms per 1,000 points on strongly correlated synthetic noise. With
-    the allowance for correlated neighbours 60 synthetic runs of 1,000 points with AR(0.4) noise of 25 % give none,
-    where 42 fired without it. Of 20 synthetic runs whose data grows harder in two jumps (1.0, 1.35, 1.7) all were
-    critical before the gradient norm was asked, 5 are now. Two bad batches in a row, from which the loss came back at
-    once, opened it in 2 of 2 runs of the reference trainer before the median was asked, and in none since. llm-foundry's KillLossSpike
-    advises the lower learning rate. Tinker's sweep places divergence 5–10 times above the optimum.
+    Measured on 24 public runs: fires on the one that diverges, at step 101 of 3,000, and on none of 22 others; at most
+    0.09 false alarms per 1,000 points on strongly correlated synthetic noise. With the allowance for correlated
+    neighbours 60 synthetic runs of 1,000 points with AR(0.4) noise of 25 % give none, where 42 fired without it. Of 20
+    synthetic runs whose data grows harder in two jumps (1.0, 1.35, 1.7) all were critical before the gradient norm was
+    asked, 5 are now. Two bad batches in a row, from which the loss came back at once, opened it in 2 of 2 runs of the
+    reference trainer before the median was asked, and in none since. llm-foundry's KillLossSpike advises the lower
+    learning rate. Tinker's sweep places divergence 5–10 times above the optimum.
     """
 
     id: ClassVar[str] = "loss/diverging"

@@ -25,8 +25,9 @@ class SigHiddenNan(Rule):
     - Loss exactly 0 beside a gradient norm of NaN: at once; 2 logs in a row where the run says that it uses fp16, and
       in preference and reinforcement runs, whose loss may be 0.
     - Loss above 0 beside a gradient norm that is not finite: at once where the run says that it uses bf16, or that it
-      does not use fp16; else 2 logs in a row, because the loss scaler of fp16 skips a step now and then, which is harmless. In the first 50
-      steps, where the scaler still looks for its scale, 10 logs in a row. It is a warning until the 4th log in a row.
+      does not use fp16; else 2 logs in a row, because the loss scaler of fp16 skips a step now and then, which is
+      harmless. In the first 50 steps, where the scaler still looks for its scale, 10 logs in a row. It is a warning
+      until the 4th log in a row.
     - Loss exactly 0 beside a gradient norm that is the square root of a whole number and does not move: DeepSpeed
       writes -1 for the norm of each parameter group with a gradient that is not finite, so that 3 groups give 1.7321.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +12,35 @@ import pytest
 from lorawatch.trainer import builtin_data
 from lorawatch.trainer.base_model import load_tokenizer
 from lorawatch.trainer.faults.card import (
-    LONGEST_TOKENS,
     AllocatorFragmentation,
     DeviceMemoryLeak,
     GrowingSequences,
     OomByLongBatches,
     VramHeadroom,
-    growing,
+    conversations,
+    tokens_of,
 )
 from lorawatch.trainer.recipe import Recipe, RecipeError, recipe_of
 
-ON_CARD = (VramHeadroom, OomByLongBatches, AllocatorFragmentation, DeviceMemoryLeak)
+ON_CARD = (VramHeadroom, GrowingSequences, OomByLongBatches, AllocatorFragmentation, DeviceMemoryLeak)
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
     return recipe_of({"max_steps": 200, "output_dir": str(tmp_path)}, "test")
+
+
+def messages_of(row: dict[str, Any]) -> list[dict[str, str]]:
+    return list(row["messages"]) if "messages" in row else row["prompt"] + row["completion"]
+
+
+@functools.cache
+def _tokenizer(recipe_model: str) -> Any:
+    return load_tokenizer(recipe_of({"model": recipe_model}, "test"))
+
+
+def length(row: dict[str, Any], recipe: Recipe) -> int:
+    return len(_tokenizer(recipe.model).apply_chat_template(messages_of(row), tokenize=True)["input_ids"])
 
 
 @pytest.mark.parametrize("kind", ON_CARD)
@@ -36,26 +51,39 @@ def test_they_need_a_card_and_expect_a_finding_about_memory_within_the_run(kind:
         for expected in fault.expected(wrong):
             assert all(rule.startswith("mem/") for rule in expected.rules)
             assert expected.from_step < 0.6 * wrong.max_steps
-        assert fault.remedy or wrong.train_sampling_strategy == "sequential"
+        assert fault.remedy or wrong.per_device_train_batch_size > recipe.per_device_train_batch_size
 
 
 @pytest.mark.parametrize("form", ["prompt-completion", "messages"])
-def test_sequences_grow_from_short_ones_to_the_longest(form: Any, recipe: Recipe) -> None:
+def test_sequences_grow_from_the_shortest_to_the_longest(form: Any, recipe: Recipe) -> None:
     rows = builtin_data.sft_rows(240, seed=0, split="train", form=form)
-    grown = growing(rows, LONGEST_TOKENS)
-    tokenizer = load_tokenizer(recipe)
-    lengths = []
-    for row in grown:
-        messages = row["messages"] if form == "messages" else row["prompt"] + row["completion"]
+    fault = GrowingSequences()
+    grown = fault.rows(rows, random.Random(0))  # noqa: S311
+    lengths = [length(row, recipe) for row in grown]
+    tenths = [sum(lengths[at : at + 24]) / 24 for at in range(0, 240, 24)]
+    assert tenths == sorted(tenths)
+    assert tenths[-1] > 2 * tenths[0], "the forecast needs a ratio of 1.5"
+    wrong = fault.misconfigure(recipe)
+    assert wrong.train_sampling_strategy == "sequential"
+    assert wrong.train_rows == wrong.max_steps * wrong.per_device_train_batch_size, "the run reaches its last row"
+
+
+@pytest.mark.parametrize("form", ["prompt-completion", "messages"])
+def test_lengths_of_conversations_are_as_asked(form: Any, recipe: Recipe) -> None:
+    rows = builtin_data.sft_rows(60, seed=0, split="train", form=form)
+    asked = [150.0 + 5 * number for number in range(60)]
+    for row, made, wanted in zip(rows, conversations(rows, asked), asked, strict=True):
+        messages = messages_of(made)
         spoken = [one["role"] for one in messages if one["role"] != "system"]
         assert spoken == ["user", "assistant"] * (len(spoken) // 2)
-        lengths.append(len(tokenizer.apply_chat_template(messages, tokenize=True)["input_ids"]))
-    tenths = [sum(lengths[at : at + 24]) / 24 for at in range(0, 240, 24)]
-    assert all(after > before for before, after in zip(tenths, tenths[1:], strict=False))
-    assert max(lengths[:60]) < 0.5 * LONGEST_TOKENS
-    assert 0.75 * LONGEST_TOKENS < max(lengths) <= GrowingSequences().misconfigure(recipe).max_length
-    last = (grown[-1]["messages"] if form == "messages" else grown[-1]["completion"])[-1]
-    assert last in [(row["messages"] if form == "messages" else row["completion"])[-1] for row in rows]
+        assert messages[-1] == messages_of(row)[-1], "the reply that is learnt is the row's own"
+        assert 0.5 * wanted < length(made, recipe) < 1.15 * wanted
+
+
+def test_a_row_that_is_long_enough_stays_as_it_is() -> None:
+    rows = builtin_data.sft_rows(3, seed=0, split="train", form="prompt-completion")
+    assert conversations(rows, [1.0, 1.0, 1.0]) == rows
+    assert conversations([{"text": "plain words"}], [400.0]) == [{"text": "plain words"}]
 
 
 def test_a_system_message_stays_one_and_in_front() -> None:
@@ -65,18 +93,18 @@ def test_a_system_message_stays_one_and_in_front() -> None:
          "completion": [{"role": "assistant", "content": f"answer {n}"}]}
         for n in range(20)
     ]  # fmt: skip
-    last = growing(rows, 100)[-1]
+    last = conversations(rows, [100.0] * 20)[-1]
     assert len(last["prompt"]) > 4
     assert last["prompt"][0] == system
     assert system not in last["prompt"][1:]
 
 
-def test_the_subtle_sequences_grow_half_as_long_and_each_run_reaches_its_last_row(recipe: Recipe) -> None:
-    rows = builtin_data.sft_rows(100, seed=0, split="train", form="prompt-completion")
-    plain, subtle = (GrowingSequences(amount).rows(rows, Any) for amount in ("plain", "subtle"))  # type: ignore[arg-type]
-    assert len(subtle[-1]["prompt"]) < len(plain[-1]["prompt"])
-    wrong = OomByLongBatches().misconfigure(recipe)
-    assert wrong.train_rows == wrong.max_steps * wrong.per_device_train_batch_size
+def test_most_rows_are_of_a_usual_length_and_a_few_are_long(recipe: Recipe) -> None:
+    rows = builtin_data.sft_rows(1000, seed=0, split="train", form="prompt-completion")
+    dice = random.Random(0)  # noqa: S311
+    lengths = sorted(tokens_of(row) for row in OomByLongBatches().rows(rows, dice))
+    assert 60 < lengths[500] < 110
+    assert 2.5 * lengths[500] < lengths[-1] < OomByLongBatches().misconfigure(recipe).max_length
 
 
 def test_fragmentation_cannot_be_had_with_expandable_segments(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

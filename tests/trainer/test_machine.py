@@ -21,8 +21,8 @@ from lorawatch.trainer.faults.machine import (
     DiskFilling,
     Hang,
     HostMemoryLeak,
-    SlowEvaluation,
     Slowdown,
+    SlowEvaluation,
     SlowSaves,
     WaitsOnce,
     before_step,
@@ -111,7 +111,7 @@ def test_the_plain_hang_is_in_a_step_and_the_subtle_one_in_a_worker(
 def test_a_small_disk_is_full_when_it_is_full_and_leaves_its_files_behind(tmp_path: Path) -> None:
     (tmp_path / "before").write_text("kept", encoding="utf-8")
     needs_a_disk(tmp_path)
-    with pytest.raises(OSError, match="No space left"), small_disk(tmp_path, 1 << 20):
+    with pytest.raises(OSError, match="No space left"), small_disk(tmp_path, 1 << 20):  # noqa: PT012
         assert os.path.ismount(tmp_path)
         (tmp_path / "checkpoint-1").mkdir()
         (tmp_path / "log").write_text("a row", encoding="utf-8")
@@ -136,7 +136,7 @@ def test_where_nothing_can_be_mounted_it_is_told_before_training(
     def refused(*_: Any, **__: Any) -> None:
         raise subprocess.CalledProcessError(32, "mount", stderr="mount: permission denied.\n")
 
-    monkeypatch.setattr(machine.subprocess, "run", refused)
+    monkeypatch.setattr(subprocess, "run", refused)
     with pytest.raises(RecipeError, match="permission denied") as told:
         DiskFilling().prepare(recipe)
     assert "\n" not in str(told.value)
@@ -161,9 +161,9 @@ def test_a_run_really_ends_at_the_save_that_finds_no_room(tmp_path: Path, monkey
         {"eval_rows": 0, "train_rows": 64, "per_device_train_batch_size": 2, "sample_steps": 0, "logging_steps": 1,
          "inject": "disk-filling", "output_dir": str(tmp_path)}, "test",
     )  # fmt: skip
-    with pytest.raises((RuntimeError, OSError)):  # torch says it in its own way
+    with pytest.raises(Exception, match=r"No space left|unexpected pos|iostream"):  # who saves says it in its own way
         fine_tune(misconfigured(recipe), quiet=True)
-    rows = [line for line in (tmp_path / "lorawatch.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = (tmp_path / "lorawatch.jsonl").read_text(encoding="utf-8").splitlines()
     assert any('"step":10,' in line for line in rows), "four saves found room"
     assert not any('"step":11,' in line for line in rows)
     assert not os.path.ismount(tmp_path)
@@ -214,7 +214,7 @@ def test_a_leak_is_expected_to_be_seen_only_where_memory_is_small(
     assert HostMemoryLeak().kept_bytes() == 2 * GIB, "it takes down no machine"
     monkeypatch.setattr(machine, "memory", lambda: (2 * GIB, GIB))
     for amount, least, left in (("plain", Severity.CRITICAL, 0.05), ("subtle", Severity.WARNING, 0.10)):
-        fault = HostMemoryLeak(amount)  # type: ignore[arg-type]
+        fault = HostMemoryLeak(amount)
         (expected,) = fault.expected(recipe)
         assert (expected.rules, expected.least) == (("host/ram",), least)
         assert 0 < GIB - fault.kept_bytes() < left * 2 * GIB

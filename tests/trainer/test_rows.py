@@ -40,7 +40,7 @@ def test_a_conversation_trains_its_last_reply_and_a_tenth_is_kept_out(tmp_path: 
 
 
 def test_csv_and_parquet_are_read(tmp_path: Path) -> None:
-    from datasets import Dataset
+    from datasets import Dataset  # type: ignore[import-untyped]
 
     data = Dataset.from_dict({"prompt": ["a", "b"], "completion": ["c", "d"]})
     data.to_csv(str(tmp_path / "d.csv"))
@@ -88,7 +88,7 @@ def test_wrong_columns_are_told_with_those_that_are_needed(
     ],
 )
 def test_data_that_cannot_be_had_is_told_in_a_line(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets.config
+    import datasets.config  # type: ignore[import-untyped]
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(RecipeError) as told:

@@ -120,8 +120,15 @@ class BadBatches(Fault):
         return bad
 
 
+def again_and_again(recipe: Recipe, rows: int, steps: int, **changes: Any) -> Recipe:
+    """The recipe with few rows, and epochs enough for so many steps; twenty evaluations of rows enough to count."""
+    epochs = max(round(steps * batch_of(recipe) / rows), 2)
+    given = {"train_rows": rows, "num_train_epochs": epochs, "max_steps": -1, "eval_steps": 0.05, "eval_rows": 64}
+    return changed(recipe, **(given | changes))
+
+
 class TinyDataset(Fault):
-    """Plain: 48 rows, 40 times. Subtle: 96 rows, 20 times."""
+    """Plain: 32 rows. Subtle: 96 rows."""
 
     name: ClassVar[str] = "tiny-dataset"
     cause: ClassVar[str] = "few rows are trained on for many epochs"
@@ -132,17 +139,14 @@ class TinyDataset(Fault):
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Count epochs, not steps."""
-        rows, epochs = (96, 20) if self.subtle else (48, 40)
-        return changed(
-            recipe, train_rows=rows, num_train_epochs=epochs, max_steps=-1, eval_steps=0.05, eval_rows=EVAL_ROWS
-        )
+        return again_and_again(recipe, 96 if self.subtle else 32, 240)
 
 
 class TooManyEpochs(Fault):
-    """Plain: 16 epochs. Subtle: 10."""
+    """Plain: 12 epochs. Subtle: 6."""
 
     name: ClassVar[str] = "too-many-epochs"
-    cause: ClassVar[str] = "rows enough for one or two epochs are trained on for many"
+    cause: ClassVar[str] = "rows that hold one fact each are trained on again and again, until they are known by heart"
 
     def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
         """The loss drops where an epoch begins; or the evaluation tells."""
@@ -150,34 +154,38 @@ class TooManyEpochs(Fault):
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Count epochs, not steps, and log each step: the drop is in the first quarter of an epoch."""
-        epochs = 10 if self.subtle else 16
-        return changed(
-            recipe, train_rows=1920 // epochs, num_train_epochs=epochs, max_steps=-1, logging_steps=1, eval_steps=0.05,
-            eval_rows=EVAL_ROWS,
-        )  # fmt: skip
+        rows = 300 * batch_of(recipe) // (6 if self.subtle else 12)
+        return again_and_again(recipe, rows, 300, logging_steps=1)
+
+    def rows(self, rows: list[Row], dice: random.Random) -> list[Row]:
+        """A number to remember in each."""
+        return [with_reply(row, numbered(reply_of(row), 6, dice)) for row in rows]
+
+
+def numbered(reply: str, count: int, dice: random.Random) -> str:
+    """A reply with numbers behind it that nobody can know."""
+    return " ".join([reply, "Note", *(str(dice.randrange(10, 100)) for _ in range(count))]) if count else reply
 
 
 class DuplicatedData(Fault):
-    """Plain: a file of 40 rows, each 40 times. Subtle: seven rows of eight are copies of 40."""
+    """Plain: 24 rows. Subtle: 64 rows."""
 
     name: ClassVar[str] = "duplicated-data"
-    cause: ClassVar[str] = "the file holds the same rows again and again"
+    cause: ClassVar[str] = "the file holds the same few rows again and again"
     remedy: ClassVar[tuple[str, ...]] = ("duplicate",)
-    unique: ClassVar[int] = 40
 
     def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
         """What repeats is learnt by heart, in one epoch too."""
         return (Expected(LEARNT_BY_HEART, Severity.INFO if self.subtle else Severity.WARNING),)
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
-        """Evaluate often enough for the turn to be seen."""
-        return changed(recipe, eval_steps=0.05, eval_rows=EVAL_ROWS)
+        """Evaluate often enough, on rows enough, for the turn to be seen."""
+        return changed(recipe, eval_steps=0.05, eval_rows=64)
 
     def rows(self, rows: list[Row], dice: random.Random) -> list[Row]:
         """Copies."""
-        kept = len(rows) // 8 if self.subtle else 0
-        few = rows[kept : kept + self.unique]
-        return rows[:kept] + [few[number % len(few)] for number in range(len(rows) - kept)]
+        few = rows[: 64 if self.subtle else 24]
+        return [few[number % len(few)] for number in range(len(rows))]
 
 
 class ShuffledLabels(Fault):
@@ -189,13 +197,12 @@ class ShuffledLabels(Fault):
 
     def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
         """What is learnt of them is learnt by heart."""
-        return (
-            Expected(("eval/overfit", "eval/gap", "loss/not-learning"), roots=("loss/not-learning", *LEARNT_BY_HEART)),
-        )
+        rules = ("eval/overfit", "eval/gap", "loss/not-learning")
+        return (Expected(rules, roots=("loss/not-learning", *LEARNT_BY_HEART)),)
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
-        """Epochs enough for pairs that make no sense to be learnt by heart."""
-        return changed(recipe, train_rows=120, num_train_epochs=16, max_steps=-1, eval_steps=0.05, eval_rows=EVAL_ROWS)
+        """As many epochs as a file of this size bears, where its labels are right."""
+        return again_and_again(recipe, 120, 360)
 
     def rows(self, rows: list[Row], dice: random.Random) -> list[Row]:
         """Permute the replies."""
@@ -209,7 +216,7 @@ class ShuffledLabels(Fault):
 
 
 class UnlearnableReplies(Fault):
-    """Plain: all words are drawn by lot. Subtle: half of them."""
+    """Plain: all words are drawn by lot. Subtle: one in five."""
 
     name: ClassVar[str] = "unlearnable-replies"
     cause: ClassVar[str] = "the replies are words drawn by lot: there is nothing in them to learn"
@@ -229,7 +236,7 @@ class UnlearnableReplies(Fault):
 
         def drawn(reply: str) -> str:
             return " ".join(
-                word if self.subtle and dice.random() < 0.5 else dice.choice(words) for word in reply.split()
+                word if self.subtle and dice.random() < 0.8 else dice.choice(words) for word in reply.split()
             )
 
         return [with_reply(row, drawn(reply_of(row))) for row in rows]
@@ -240,10 +247,10 @@ LONG = 0.4
 
 
 class LengthGroupedRipple(Fault):
-    """Plain: 40 digits drawn by lot stand behind two replies of five. Subtle: 16."""
+    """Plain: a third of the rows is short and hard, receipts. Subtle: a sixth."""
 
     name: ClassVar[str] = "length-grouped-ripple"
-    cause: ClassVar[str] = "batches are grouped by length, and long rows are harder than short ones"
+    cause: ClassVar[str] = "batches are grouped by length, and short rows are harder than long ones"
     block: ClassVar[int] = 12
 
     def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
@@ -259,19 +266,13 @@ class LengthGroupedRipple(Fault):
         )  # fmt: skip
 
     def rows(self, rows: list[Row], dice: random.Random) -> list[Row]:
-        """Put serial numbers behind the replies."""
-        count = 16 if self.subtle else 40
-
-        def numbered(reply: str) -> str:
-            if dice.random() >= LONG:
-                return reply
-            return f"{reply} Serial number: {' '.join(str(dice.randrange(10)) for _ in range(count))}"
-
-        return [with_reply(row, numbered(reply_of(row))) for row in rows]
+        """Mix receipts in, whose numbers nobody can know."""
+        share = 1 / 6 if self.subtle else 1 / 3
+        return [as_row(receipt(dice), row) if dice.random() < share else row for row in rows]
 
 
 class OrderedSources(Fault):
-    """Plain: four batches of one, then four of the other. Subtle: the other is a part of its batches only."""
+    """Four batches of one, then four of the other, which is half of the rows there (plain), or a quarter (subtle)."""
 
     name: ClassVar[str] = "ordered-sources"
     cause: ClassVar[str] = "rows of two sources stand in the file in blocks, and nothing shuffles them"
@@ -297,14 +298,14 @@ class OrderedSources(Fault):
 
     def rows(self, rows: list[Row], dice: random.Random) -> list[Row]:
         """Put blocks of another source in: receipts, whose numbers nobody can know."""
-        size, every = self.block * self._batch, self._batch // 2 if self.subtle else 1
+        size, every = self.block * self._batch, 4 if self.subtle else 2
         return [
             as_row(receipt(dice), row) if (at // size) % 2 and at % every == 0 else row for at, row in enumerate(rows)
         ]
 
 
 def receipt(dice: random.Random) -> list[dict[str, str]]:
-    """A question for a receipt, and one with numbers drawn by lot."""
+    """A question for a receipt, and one with numbers drawn by lot: shorter than most rows, and harder."""
     numbers = " ".join(str(dice.randrange(100)) for _ in range(12))
     return [{"role": "user", "content": "Print my receipt."}, {"role": "assistant", "content": f"Receipt {numbers}."}]
 
@@ -359,7 +360,7 @@ def with_ids_shifted(tokenizer: Any, start: int) -> Any:
 
 
 class PaddingWaste(Fault):
-    """Plain: short rows and a few long ones. Subtle: lengths that differ by two or three times."""
+    """Plain: a tenth of the rows holds eight replies, the others a few words. Subtle: four replies, among whole ones."""
 
     name: ClassVar[str] = "padding-waste"
     cause: ClassVar[str] = "rows of very different length are batched at random, and padded to the longest"
@@ -369,20 +370,17 @@ class PaddingWaste(Fault):
         return (Expected(("perf/padding-waste",), Severity.INFO if self.subtle else Severity.WARNING),)
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
-        """Steps enough for 25 of them, every eighth, to be counted."""
-        return changed(
-            recipe, max_steps=max(steps_of(recipe), 260), max_length=512,
-            per_device_train_batch_size=max(recipe.per_device_train_batch_size, 8),
-        )  # fmt: skip
+        """Steps enough for 30 of them, every eighth, to be counted: it is told by every tenth, from the 25th on."""
+        return changed(recipe, max_steps=max(steps_of(recipe), 250), per_device_train_batch_size=8, max_length=512)
 
     def rows(self, rows: list[Row], dice: random.Random) -> list[Row]:
         """Short replies, and some that are several in one."""
         replies = [reply_of(row) for row in rows]
-        most = 2 if self.subtle else 6
+        most = min(4 if self.subtle else 8, len(replies))
 
         def mixed(reply: str) -> str:
-            if dice.random() < 1 / 6:
-                return " ".join([reply, *dice.sample(replies, min(most - 1, len(replies)))])
-            return " ".join(reply.split()[-3:])
+            if dice.random() < 0.1:
+                return " ".join([reply, *dice.sample(replies, most - 1)])
+            return reply if self.subtle else " ".join(reply.split()[-3:])
 
         return [with_reply(row, mixed(reply)) for row, reply in zip(rows, replies, strict=True)]

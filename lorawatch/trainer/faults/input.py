@@ -203,6 +203,7 @@ class TooFewWorkers(_Waits):
     name: ClassVar[str] = "too-few-workers"
     cause: ClassVar[str] = "one worker (dataloader_num_workers=1) makes batches more slowly than steps use them"
     remedy: ClassVar[tuple[str, ...]] = ("do the work once",)
+    alone: ClassVar[bool] = True
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """One worker."""
@@ -220,6 +221,7 @@ class SlowDisk(_Waits):
     name: ClassVar[str] = "slow-disk"
     cause: ClassVar[str] = "each row is read from a disk that cannot keep up, past the page cache"
     remedy: ClassVar[tuple[str, ...]] = ("local ssd",)
+    alone: ClassVar[bool] = True
     workers: ClassVar[int] = 2
 
     def misconfigure(self, recipe: Recipe) -> Recipe:

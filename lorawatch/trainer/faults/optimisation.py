@@ -10,7 +10,7 @@ from lorawatch.findings import Severity
 from lorawatch.trainer.faults.contract import Expected, Fault, Row
 from lorawatch.trainer.recipe import Amount, Recipe, changed
 
-RUINED = ("loss/blow-up", "loss/diverging", "loss/at-uniform", "grad/explosion")
+RUINED = ("grad/explosion", "loss/blow-up", "loss/diverging", "loss/at-uniform")
 """Rules that see updates that are too large."""
 SLOW = ("loss/not-learning", "loss/slow-start")
 """Rules that see updates that are too small."""
@@ -105,19 +105,54 @@ class ScheduleEndedEarly(Fault):
 
 
 class GradientExplosion(Fault):
-    """Plain: up to 20 times the usual rate. Subtle: up to 12 times. It rises slowly: the run goes well at first."""
+    """Plain: 20 times the usual rate. Subtle: 8 times it and no decay, so that the gradients grow over the whole run."""
 
     name: ClassVar[str] = "gradient-explosion"
     cause: ClassVar[str] = "gradients are not clipped, at a high learning rate"
 
     def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
         """The norm rises, and the loss with it."""
-        return (Expected(("grad/explosion", *RUINED), roots=("cfg/lr-vs-method", *RUINED)),)
+        return (Expected(RUINED, roots=("cfg/lr-vs-method", *RUINED)),)
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
-        """Take the clip away, raise the rate, let it warm up over half of the run."""
-        rate = recipe.peak_rate * (12 if self.subtle else 20)
-        return changed(recipe, max_grad_norm=0.0, learning_rate=rate, warmup_steps=0.5)
+        """Take the clip away, raise the rate."""
+        if self.subtle:
+            rate, schedule = 8 * recipe.peak_rate, "constant_with_warmup"
+        else:
+            rate, schedule = 20 * recipe.peak_rate, recipe.lr_scheduler_type
+        return changed(recipe, max_grad_norm=0.0, learning_rate=rate, lr_scheduler_type=schedule, warmup_steps=0.15)
+
+
+class ScheduleJumpsUp(Fault):
+    """Plain: to 30 times the rate. Subtle: to 12 times."""
+
+    name: ClassVar[str] = "schedule-jumps-up"
+    cause: ClassVar[str] = "a stepwise schedule made by hand multiplies the rate in mid-run where it should divide it"
+    remedy: ClassVar[tuple[str, ...]] = ("what changed there",)
+    at: ClassVar[float] = 0.4
+    """Share of the run at which the rate jumps."""
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """Gradients and loss jump with it."""
+        return (Expected(RUINED, Severity.CRITICAL, int(self.at * _steps(recipe))),)
+
+    def prepare(self, recipe: Recipe) -> Recipe:
+        """Each step in the log: it takes a handful of them."""
+        return changed(recipe, logging_steps=1)
+
+    def trainer(self, trainer: Any, recipe: Recipe) -> None:
+        """Put a factor on the schedule from a step on."""
+        factor, make = 12.0 if self.subtle else 30.0, trainer.create_scheduler
+
+        def create_scheduler(num_training_steps: int, optimizer: Any = None) -> Any:
+            schedule, jumps = make(num_training_steps, optimizer), int(self.at * num_training_steps)
+            schedule.lr_lambdas = [
+                lambda step, before=before: before(step) * (factor if step >= jumps else 1.0)
+                for before in schedule.lr_lambdas
+            ]
+            return schedule
+
+        trainer.create_scheduler = create_scheduler
 
 
 class AlwaysClipped(Fault):

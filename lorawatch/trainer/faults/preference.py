@@ -30,7 +30,7 @@ class PreferenceSwapped(Fault):
 
 
 class PreferenceRandom(Fault):
-    """Plain: a coin for each pair. Subtle: four in ten pairs are exchanged."""
+    """Plain: a coin for each pair. Subtle: 45 % of the pairs are exchanged."""
 
     name: ClassVar[str] = "preference-random"
     cause: ClassVar[str] = "which of the two replies is the chosen one was drawn by lot"
@@ -43,7 +43,7 @@ class PreferenceRandom(Fault):
 
     def rows(self, rows: list[Row], dice: random.Random) -> list[Row]:
         """Exchange about half of them."""
-        share = 0.4 if self.subtle else 0.5
+        share = 0.45 if self.subtle else 0.5
         return [swapped(row) if dice.random() < share else row for row in rows]
 
 
