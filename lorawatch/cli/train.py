@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ def run(options: argparse.Namespace) -> int:
     if options.list_faults:
         return _list_faults()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # PEFT and TRL still use names that transformers 5.23 replaced: nothing that a user of this command can change.
+    warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing\w*` is deprecated", FutureWarning)
     try:
         given = load_recipe(options.config) if options.config is not None else {}
         flags = {name: value for name, value in vars(options).items() if name in FIELDS}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from lorawatch.findings import Severity
+from lorawatch.trainer import world
 from lorawatch.trainer.faults.contract import Expected, Fault, Row
 from lorawatch.trainer.recipe import Recipe, RecipeError, changed
 
@@ -247,11 +248,11 @@ LONG = 0.4
 
 
 class LengthGroupedRipple(Fault):
-    """Plain: a third of the rows is short and hard, receipts. Subtle: a sixth."""
+    """Plain: half of the rows are receipts, short and hard. Subtle: a third."""
 
     name: ClassVar[str] = "length-grouped-ripple"
     cause: ClassVar[str] = "batches are grouped by length, and short rows are harder than long ones"
-    block: ClassVar[int] = 12
+    block: ClassVar[int] = 10
 
     def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
         """A period."""
@@ -259,15 +260,15 @@ class LengthGroupedRipple(Fault):
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Group by length; the sampler sorts a quarter of an epoch at a time, 50 batches at most."""
-        rows = 4 * self.block * batch_of(recipe)
+        batch = 8
         return changed(
-            recipe, train_sampling_strategy="group_by_length", train_rows=rows, logging_steps=1,
-            max_steps=steps_of(recipe),
+            recipe, train_sampling_strategy="group_by_length", train_rows=4 * self.block * batch, logging_steps=1,
+            max_steps=steps_of(recipe), per_device_train_batch_size=batch, gradient_accumulation_steps=1,
         )  # fmt: skip
 
     def rows(self, rows: list[Row], dice: random.Random) -> list[Row]:
-        """Mix receipts in, whose numbers nobody can know."""
-        share = 1 / 6 if self.subtle else 1 / 3
+        """Mix receipts in: what was bought nobody can know."""
+        share = 1 / 3 if self.subtle else 1 / 2
         return [as_row(receipt(dice), row) if dice.random() < share else row for row in rows]
 
 
@@ -297,7 +298,7 @@ class OrderedSources(Fault):
         return recipe
 
     def rows(self, rows: list[Row], dice: random.Random) -> list[Row]:
-        """Put blocks of another source in: receipts, whose numbers nobody can know."""
+        """Put blocks of another source in: receipts, of which nobody can know what was bought."""
         size, every = self.block * self._batch, 4 if self.subtle else 2
         return [
             as_row(receipt(dice), row) if (at // size) % 2 and at % every == 0 else row for at, row in enumerate(rows)
@@ -305,9 +306,9 @@ class OrderedSources(Fault):
 
 
 def receipt(dice: random.Random) -> list[dict[str, str]]:
-    """A question for a receipt, and one with numbers drawn by lot: shorter than most rows, and harder."""
-    numbers = " ".join(str(dice.randrange(100)) for _ in range(12))
-    return [{"role": "user", "content": "Print my receipt."}, {"role": "assistant", "content": f"Receipt {numbers}."}]
+    """A question for a receipt, and one with things drawn by lot: shorter than most rows, and harder."""
+    things = ", ".join(dice.choice(world.THINGS)["name"] for _ in range(10))
+    return [{"role": "user", "content": "Print my receipt."}, {"role": "assistant", "content": f"Receipt: {things}."}]
 
 
 class WrongTokenizer(Fault):
@@ -360,7 +361,7 @@ def with_ids_shifted(tokenizer: Any, start: int) -> Any:
 
 
 class PaddingWaste(Fault):
-    """Plain: a tenth of the rows holds eight replies, the others a few words. Subtle: four replies, among whole ones."""
+    """Plain: a tenth of the rows holds eight replies, the others a few words. Subtle: four, among whole ones."""
 
     name: ClassVar[str] = "padding-waste"
     cause: ClassVar[str] = "rows of very different length are batched at random, and padded to the longest"

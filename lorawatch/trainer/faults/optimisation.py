@@ -105,7 +105,7 @@ class ScheduleEndedEarly(Fault):
 
 
 class GradientExplosion(Fault):
-    """Plain: 20 times the usual rate. Subtle: 8 times it and no decay, so that the gradients grow over the whole run."""
+    """Plain: 20 times the usual rate. Subtle: 8 times it and no decay, so that the gradients grow bit by bit."""
 
     name: ClassVar[str] = "gradient-explosion"
     cause: ClassVar[str] = "gradients are not clipped, at a high learning rate"
@@ -124,7 +124,7 @@ class GradientExplosion(Fault):
 
 
 class ScheduleJumpsUp(Fault):
-    """Plain: to 30 times the rate. Subtle: to 12 times."""
+    """Plain: to 30 times the rate. Subtle: to 18 times."""
 
     name: ClassVar[str] = "schedule-jumps-up"
     cause: ClassVar[str] = "a stepwise schedule made by hand multiplies the rate in mid-run where it should divide it"
@@ -134,7 +134,7 @@ class ScheduleJumpsUp(Fault):
 
     def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
         """Gradients and loss jump with it."""
-        return (Expected(RUINED, Severity.CRITICAL, int(self.at * _steps(recipe))),)
+        return (Expected(RUINED, from_step=int(self.at * _steps(recipe)), roots=("lr/schedule", *RUINED)),)
 
     def prepare(self, recipe: Recipe) -> Recipe:
         """Each step in the log: it takes a handful of them."""
@@ -142,7 +142,7 @@ class ScheduleJumpsUp(Fault):
 
     def trainer(self, trainer: Any, recipe: Recipe) -> None:
         """Put a factor on the schedule from a step on."""
-        factor, make = 12.0 if self.subtle else 30.0, trainer.create_scheduler
+        factor, make = 18.0 if self.subtle else 30.0, trainer.create_scheduler
 
         def create_scheduler(num_training_steps: int, optimizer: Any = None) -> Any:
             schedule, jumps = make(num_training_steps, optimizer), int(self.at * num_training_steps)
