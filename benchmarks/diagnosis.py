@@ -419,7 +419,8 @@ def keep(faulty: Sequence[Verdict], healthy: Sequence[Verdict]) -> None:
     shutil.rmtree(KEPT_RUNS, ignore_errors=True)
     KEPT_RUNS.mkdir(parents=True)
     index = []
-    first = [one for one in faulty if one.expected and one.done.job.seed == REPORTED[0]]
+    seed = min(one.done.job.seed for one in faulty)
+    first = [one for one in faulty if one.expected and one.done.job.seed == seed]
     chosen = [one for one in first if one.caught() and one.done.job.amount == "plain"]
     for one in [*chosen, *[one for one in healthy if not one.alarms()][:KEPT_HEALTHY]]:
         name = one.done.job.name
@@ -427,7 +428,8 @@ def keep(faulty: Sequence[Verdict], healthy: Sequence[Verdict]) -> None:
         text = (one.done.folder / "lorawatch.jsonl").read_text(encoding="utf-8")
         # A reading of the host names the folder whose disk it looked at: not one of this machine.
         text = re.sub(r'/[^"\s]*lorawatch-run-[^"/\s]*/run', f"/runs/{name}", text)
-        if str(Path.home()) + "/" in text or str(RESULTS.parent) in text:
+        text = text.replace(str(RESULTS.parents[1]), "/lorawatch")
+        if str(Path.home()) + "/" in text or str(RESULTS.parents[1]) in text:
             raise SystemExit(f"{one.done.folder}: names a folder of this machine")
         with gzip.GzipFile(KEPT_RUNS / f"{name}.jsonl.gz", "wb", mtime=0) as file:
             file.write(text.encode())
@@ -462,11 +464,11 @@ def main() -> int:
         print(f"not trained: {one.done.job}: {one.done.error}", file=sys.stderr)
     faulty = [one for one in verdicts if not one.done.job.healthy and not one.done.error]
     fine = [one for one in verdicts if one.done.job.healthy and not one.done.error]
+    if options.keep:
+        keep(faulty, fine)
     if options.dev or options.only:
         print(report(faulty, fine))
         return 0
-    if options.keep:
-        keep(faulty, fine)
     plot([one for one in faulty if one.expected], fine, RESULTS / "diagnosis.svg")
     body = report(faulty, fine) + "\n\n![recall and false alarms](diagnosis.svg)\n"
     write("diagnosis", "Diagnosis of runs that were broken on purpose", body, "torch", "transformers", "trl", "peft")

@@ -70,6 +70,9 @@ class Job:
     applied: tuple[tuple[str, Any], ...] = ()
     mended: bool = False
 
+    def __hash__(self) -> int:
+        return hash(repr(self))  # a field of a recipe may be a list or a mapping
+
     @property
     def healthy(self) -> bool:
         """Whether no fault is injected."""

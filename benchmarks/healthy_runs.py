@@ -36,9 +36,7 @@ def _common(dice: random.Random) -> dict[str, Any]:
         "r": r,
         "lora_alpha": dice.choice((r, 2 * r, 2 * r)),
         "lora_dropout": dice.choice((0.0, 0.0, 0.05, 0.1)),
-        "target_modules": dice.choice(
-            ("all-linear", "all-linear", "all-linear", ["q_proj", "k_proj", "v_proj", "o_proj"])
-        ),
+        "target_modules": dice.choice(("all-linear", "all-linear", "all-linear", "q_proj,k_proj,v_proj,o_proj")),
         "lr_scheduler_type": dice.choice(("cosine", "cosine", "linear", "constant_with_warmup")),
         "warmup_steps": dice.choice((0.03, 0.05, 0.1)),
         "weight_decay": dice.choice((0.0, 0.0, 0.01)),

@@ -83,7 +83,7 @@ class TestRecordedRuns:
         [
             ("lr-too-low", "healthy-sft", "helped", "loss/not-learning (step 150) is gone"),
             ("healthy-sft", "lr-too-low", "worse", "loss/not-learning came"),
-            ("lr-too-high", "healthy-sft", "helped", "loss/at-uniform (step 5) is gone"),
+            ("lr-too-high", "healthy-sft", "helped", "loss/at-uniform (step 6) is gone"),
             ("healthy-sft", "lr-too-high", "worse", "loss/at-uniform came"),
             ("nan-from-step-40", "healthy-sft", "helped", "finite to its end"),
             ("healthy-sft", "nan-from-step-40", "worse", "not finite from step 41 on after"),
@@ -421,9 +421,9 @@ class TestCommand:
     def test_the_text_says_the_verdict_first_and_what_it_rests_on(self, capsys: pytest.CaptureFixture[str]) -> None:
         _, out, err = self.compare(capsys, str(RUNS / "lr-too-high"), str(RUNS / "healthy-sft"))
         assert err == ""
-        assert out.startswith("HELPED: loss/at-uniform (step 5) is gone; loss -66.3 ± ")
+        assert out.startswith("HELPED: loss/at-uniform (step 6) is gone; loss -66.3 ± ")
         assert "learning_rate                1 → 0.005" in out
-        assert "gone  loss/at-uniform  critical at step 5 → none" in out
+        assert "gone  loss/at-uniform  critical at step 6 → none" in out
         assert max(map(len, out.splitlines())) <= 102
 
     def test_json_is_strict_and_whole(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

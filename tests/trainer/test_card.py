@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from peft import get_peft_model
 
 from lorawatch.trainer import builtin_data
-from lorawatch.trainer.base_model import load_tokenizer
+from lorawatch.trainer.base_model import load_base, load_tokenizer
 from lorawatch.trainer.faults.card import (
     AllocatorFragmentation,
     DeviceMemoryLeak,
@@ -20,6 +23,7 @@ from lorawatch.trainer.faults.card import (
     conversations,
     tokens_of,
 )
+from lorawatch.trainer.fine_tune import adapter
 from lorawatch.trainer.recipe import Recipe, RecipeError, recipe_of
 
 ON_CARD = (VramHeadroom, GrowingSequences, OomByLongBatches, AllocatorFragmentation, DeviceMemoryLeak)
@@ -105,6 +109,27 @@ def test_most_rows_are_of_a_usual_length_and_a_few_are_long(recipe: Recipe) -> N
     lengths = sorted(tokens_of(row) for row in OomByLongBatches().rows(rows, dice))
     assert 60 < lengths[500] < 110
     assert 2.5 * lengths[500] < lengths[-1] < OomByLongBatches().misconfigure(recipe).max_length
+
+
+@pytest.mark.parametrize(("amount", "kept_at"), [("plain", [0, 1, 2, 3]), ("subtle", [0, 3])])
+def test_a_leak_keeps_what_the_last_layers_give_in_training(amount: Any, kept_at: list[int], recipe: Recipe) -> None:
+    model: Any = get_peft_model(load_base(recipe), adapter(recipe))
+    trainer = SimpleNamespace(model=model, training_step=None, state=SimpleNamespace(global_step=0))
+    fault = DeviceMemoryLeak(amount)
+    fault.trainer(trainer, recipe)
+    tokens = torch.ones((2, 5), dtype=torch.long)
+    grown = []
+    for step in range(4):
+        trainer.state.global_step = step
+        before = len(fault.kept)
+        model.train()(input_ids=tokens)
+        if len(fault.kept) - before == 9:
+            grown.append(step)
+        kept = len(fault.kept)
+        model.eval()(input_ids=tokens)
+        assert len(fault.kept) == kept, "an evaluation keeps nothing"
+    assert grown == kept_at
+    assert {tuple(one.shape[:2]) for one in fault.kept} == {(2, 5)}
 
 
 def test_fragmentation_cannot_be_had_with_expandable_segments(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,21 +93,24 @@ def test_binary_data_as_text_has_its_length_and_no_blanks() -> None:
     assert any(ord(letter) > 0x7F for letter in text)
 
 
+@pytest.mark.parametrize("kind", [ShuffledLabels, TinyDataset, TooManyEpochs])
 @pytest.mark.parametrize("amount", AMOUNTS)
-def test_few_rows_are_counted_in_epochs(amount: Amount, recipe: Recipe) -> None:
-    changed = TinyDataset(amount).misconfigure(recipe)
+@pytest.mark.parametrize("batch", [4, 8])
+def test_few_rows_are_counted_in_epochs_and_the_run_is_no_longer_with_a_smaller_batch(
+    kind: Any, amount: Amount, batch: int, recipe: Recipe
+) -> None:
+    changed = kind(amount).misconfigure(replace(recipe, per_device_train_batch_size=batch))
     assert changed.max_steps == -1
-    assert 100 <= (changed.train_rows or 0) / 8 * changed.num_train_epochs <= 300
+    assert 220 <= (changed.train_rows or 0) / batch * changed.num_train_epochs <= 380
+    assert changed.eval_rows >= 50  # fewer are information only
 
 
-@pytest.mark.parametrize(("amount", "epochs"), [("plain", 10), ("subtle", 5)])
-def test_many_epochs_take_as_many_steps_as_few(amount: Amount, epochs: int, recipe: Recipe) -> None:
-    changed = TooManyEpochs(amount).misconfigure(recipe)
-    assert changed.num_train_epochs == epochs
-    assert (changed.train_rows or 0) * epochs == 2000
+@pytest.mark.parametrize(("amount", "epochs"), [("plain", 16), ("subtle", 10)])
+def test_many_epochs_are_what_is_told(amount: Amount, epochs: int, recipe: Recipe) -> None:
+    assert TooManyEpochs(amount).misconfigure(recipe).num_train_epochs == epochs
 
 
-@pytest.mark.parametrize(("amount", "different"), [("plain", 40), ("subtle", 840)])
+@pytest.mark.parametrize(("amount", "different"), [("plain", 24), ("subtle", 64)])
 def test_copies_take_the_place_of_rows(amount: Amount, different: int) -> None:
     rows = [{"prompt": str(number), "completion": str(number)} for number in range(1600)]
     copied = DuplicatedData(amount).rows(rows, _dice())
@@ -124,7 +128,7 @@ def test_replies_go_to_other_prompts_and_none_is_lost(amount: Amount, moved: flo
     assert wrong == pytest.approx(moved, abs=0.02)
 
 
-@pytest.mark.parametrize(("amount", "most"), [("plain", 0.1), ("subtle", 0.7)])
+@pytest.mark.parametrize(("amount", "most"), [("plain", 0.1), ("subtle", 0.9)])
 def test_words_drawn_by_lot_have_the_number_of_the_reply(amount: Amount, most: float) -> None:
     rows = _rows(100)
     drawn = UnlearnableReplies(amount).rows(rows, _dice())
@@ -142,19 +146,17 @@ def test_a_block_of_the_length_grouped_sampler_is_a_period_that_the_rule_can_see
     changed = fault.misconfigure(recipe)
     assert changed.train_sampling_strategy == "group_by_length"
     # transformers sorts len // (4 * batch) batches at a time
-    assert 3 <= (changed.train_rows or 0) // (4 * 8) <= 16
+    assert (changed.train_rows or 0) // (4 * changed.per_device_train_batch_size) == fault.block
+    assert 3 <= fault.block <= 16
 
 
-@pytest.mark.parametrize(("amount", "digits"), [("plain", 40), ("subtle", 16)])
-def test_serial_numbers_stand_behind_two_replies_of_five(amount: Amount, digits: int) -> None:
-    rows = _rows(200)
-    long = LengthGroupedRipple(amount).rows(rows, _dice())
-    behind = [reply_of(b).removeprefix(reply_of(a)) for a, b in zip(rows, long, strict=True)]
-    assert {sum(sign.isdigit() for sign in text) for text in behind} == {0, digits}
-    assert 0.3 < sum(bool(text) for text in behind) / len(rows) < 0.5
+@pytest.mark.parametrize(("amount", "share"), [("plain", 1 / 2), ("subtle", 1 / 3)])
+def test_receipts_are_mixed_in(amount: Amount, share: float) -> None:
+    mixed = LengthGroupedRipple(amount).rows(_rows(400), _dice())
+    assert sum(reply_of(row).startswith("Receipt") for row in mixed) / 400 == pytest.approx(share, abs=0.06)
 
 
-@pytest.mark.parametrize(("amount", "share"), [("plain", 1.0), ("subtle", 1 / 4)])
+@pytest.mark.parametrize(("amount", "share"), [("plain", 1.0), ("subtle", 1 / 2)])
 def test_blocks_of_four_batches_take_turns(amount: Amount, share: float, recipe: Recipe) -> None:
     fault = OrderedSources(amount)
     changed = fault.prepare(fault.misconfigure(recipe))
@@ -164,9 +166,8 @@ def test_blocks_of_four_batches_take_turns(amount: Amount, share: float, recipe:
         sum(a != b for a, b in zip(rows[at : at + 32], mixed[at : at + 32], strict=True)) / 32
         for at in range(0, 128, 32)
     ]
-    assert blocks == [0.0, pytest.approx(share), 0.0, pytest.approx(share)]
+    assert blocks == [0.0, share, 0.0, share]
     assert changed.train_sampling_strategy == "sequential"
-    assert all(reply_of(row).startswith("Receipt") for row in mixed[32:64:8])
 
 
 def test_a_tokenizer_with_one_more_token_gives_other_ids_from_there_on() -> None:
@@ -210,4 +211,4 @@ def test_long_rows_stand_among_short_ones(amount: Amount, ratio: float) -> None:
 
 @pytest.mark.parametrize("amount", AMOUNTS)
 def test_the_padding_is_counted_for_long_enough(amount: Amount, recipe: Recipe) -> None:
-    assert PaddingWaste(amount).misconfigure(recipe).max_steps // 8 >= 25
+    assert PaddingWaste(amount).misconfigure(recipe).max_steps // 8 >= 30

@@ -77,9 +77,7 @@ def test_the_guides_defaults_reach_peft_and_trl() -> None:
 
 def test_any_other_training_argument_can_be_set() -> None:
     assert arguments(recipe_of({"training_arguments": {"neftune_noise_alpha": 5.0}}, "test")).neftune_noise_alpha == 5.0
-    with pytest.raises(
-        RecipeError, match=r"no field 'neftune_alpha'; did you mean 'neftune_noise_alpha'"
-    ):
+    with pytest.raises(RecipeError, match=r"no field 'neftune_alpha'; did you mean 'neftune_noise_alpha'"):
         arguments(recipe_of({"training_arguments": {"neftune_alpha": 5.0}}, "test"))
     with pytest.raises(RecipeError, match="training arguments: "):
         arguments(recipe_of({"lr_scheduler_type": "cosinus"}, "test"))

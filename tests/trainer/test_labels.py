@@ -96,8 +96,10 @@ def test_the_second_file_comes_at_half_of_the_run(recipe: Recipe) -> None:
     assert LabelsAllMasked().misconfigure(recipe) == recipe
 
 
-@pytest.mark.parametrize(("amount", "masked"), [("plain", [True, True, True, True]), ("subtle", [True, False] * 2)])
-def test_the_end_of_turn_loses_its_label_in_every_row_or_in_every_second(
+@pytest.mark.parametrize(
+    ("amount", "masked"), [("plain", [True, True, True, True]), ("subtle", [False, True, True, True])]
+)
+def test_the_end_of_turn_loses_its_label_in_every_row_or_in_three_of_four(
     amount: Any, masked: list[bool], tokenizer: Any, recipe: Recipe
 ) -> None:
     rows = sft_rows(4, seed=0, form="prompt-completion")
@@ -109,14 +111,14 @@ def test_the_end_of_turn_loses_its_label_in_every_row_or_in_every_second(
     assert bool((batch["labels"][others] == batch["input_ids"][others]).all())
 
 
-def test_a_short_max_length_cuts_nearly_every_reply_or_the_longest_ones(tokenizer: Any, recipe: Recipe) -> None:
+def test_a_short_max_length_cuts_most_replies_or_the_longest_ones(tokenizer: Any, recipe: Recipe) -> None:
     lengths = [len(tokenizer.apply_chat_template(row["messages"], return_dict=False)) for row in sft_rows(200, seed=0)]
     cut = {
         amount: sum(length > LabelsTruncated(amount).misconfigure(recipe).max_length for length in lengths) / 200
         for amount in ("plain", "subtle")
     }
-    assert cut["plain"] > 0.95
-    assert 0.1 < cut["subtle"] < 0.5
+    assert cut["plain"] > 0.75
+    assert 0.05 < cut["subtle"] < 0.3
 
 
 def test_a_mean_over_no_labels_is_nan_and_one_over_some_is_not() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,14 +15,18 @@ from lorawatch.trainer.faults.contract import Fault
 from lorawatch.trainer.faults.optimisation import (
     AccumulationLossScale,
     AlphaAbsurd,
+    AlternatingSources,
     AlwaysClipped,
     BatchTooSmall,
     DropoutExtreme,
+    GradientExplosion,
     LearningRateTooHigh,
     LearningRateTooLow,
     LearningRateZero,
+    ResumeWithFreshAdapter,
     ResumeWithoutOptimizer,
     ScheduleEndedEarly,
+    ScheduleJumpsUp,
     WarmUpTooLong,
 )
 from lorawatch.trainer.recipe import Amount, Recipe, recipe_of
@@ -129,3 +135,56 @@ def test_a_resume_finds_no_optimizer(recipe: Recipe, tmp_path: Path) -> None:
         (tmp_path / name).touch()
     fault.between(tmp_path)
     assert [one.name for one in tmp_path.iterdir()] == ["adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize(("amount", "factor"), [("plain", 30.0), ("subtle", 18.0)])
+def test_the_schedule_jumps_up_once_and_keeps_its_course(amount: Amount, factor: float, recipe: Recipe) -> None:
+    class Trainer:
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            return SimpleNamespace(lr_lambdas=[lambda step: 1.0 - step / num_training_steps, lambda _step: 0.5])
+
+    trainer, fault = Trainer(), ScheduleJumpsUp(amount)
+    fault.trainer(trainer, recipe)
+    decaying, constant = trainer.create_scheduler(num_training_steps=200).lr_lambdas
+    assert [decaying(79), decaying(80), decaying(199)] == pytest.approx([0.605, 0.6 * factor, 0.005 * factor])
+    assert [constant(79), constant(80)] == [0.5, 0.5 * factor]
+    assert fault.expected(recipe)[0].from_step == 80
+
+
+@pytest.mark.parametrize("amount", AMOUNTS)
+def test_an_explosion_is_not_clipped(amount: Amount, recipe: Recipe) -> None:
+    wrong = GradientExplosion(amount).misconfigure(recipe)
+    assert wrong.max_grad_norm == 0.0
+    assert wrong.peak_rate > recipe.peak_rate
+
+
+@pytest.mark.parametrize(("amount", "shares"), [("plain", [0, 4, 0, 4]), ("subtle", [0, 2, 0, 2])])
+def test_sources_take_turns_batch_by_batch(amount: Amount, shares: list[int], recipe: Recipe) -> None:
+    fault = AlternatingSources(amount)
+    prepared = fault.prepare(recipe_of({"per_device_train_batch_size": 4, "output_dir": recipe.output_dir}, "test"))
+    assert prepared.train_sampling_strategy == "sequential"
+    assert prepared.logging_steps == 1
+    texts: list[dict[str, Any]] = [{"prompt": f"{at}?", "completion": f"{at}."} for at in range(8)]
+    chats: list[dict[str, Any]] = [
+        {"prompt": [{"role": "user", "content": f"{at}?"}], "completion": [{"role": "assistant", "content": f"{at}."}]}
+        for at in range(8)
+    ]
+    for rows in (texts, chats):
+        changed = fault.rows([*rows, *rows], random.Random(0))  # noqa: S311
+        assert [sum("reference" in str(one) for one in changed[at : at + 4]) for at in (0, 4, 8, 12)] == shares
+        assert not any("reference" in str(one) for one in rows)
+        assert all(new["prompt"] == old["prompt"] for new, old in zip(changed, [*rows, *rows], strict=True))
+
+
+@pytest.mark.parametrize(("amount", "fitting"), [("plain", 0), ("subtle", 1)])
+def test_names_in_the_checkpoint_do_not_fit(amount: Amount, fitting: int, recipe: Recipe, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    files = pytest.importorskip("safetensors.torch")
+    weights = {f"base_model.model.layers.0.{name}.lora_A.weight": torch.ones(2) for name in ("self_attn.q", "mlp.up")}
+    files.save_file(weights, tmp_path / "adapter_model.safetensors")
+    fault = ResumeWithFreshAdapter(amount)
+    assert fault.interrupted_at(fault.prepare(recipe))
+    fault.between(tmp_path)
+    kept = files.load_file(tmp_path / "adapter_model.safetensors")
+    assert len(kept) == len(weights)
+    assert len(kept.keys() & weights.keys()) == fitting

@@ -15,8 +15,6 @@ from lorawatch.trainer.recipe import Recipe, RecipeError, changed
 
 LEARNT_BY_HEART = ("eval/overfit", "eval/gap", "loss/memorised", "loss/stairs")
 """Rules that see a model that learns its rows by heart."""
-
-
 EVAL_ROWS = 64
 """Rows to evaluate on where it is the evaluation that tells: below 50 its error is too large to say much."""
 
@@ -64,16 +62,13 @@ def batch_of(recipe: Recipe) -> int:
     return recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
 
 
-def once_in_order(recipe: Recipe, **changes: Any) -> Recipe:
-    """The recipe with as many rows as it takes, read in the order of the file."""
+def once_in_order(recipe: Recipe) -> Recipe:
+    """The recipe with as many rows as it takes, read in the order of the file, and a log that shows each step."""
     steps = steps_of(recipe)
     return changed(
-        recipe,
-        **(
-            {"max_steps": steps, "train_rows": steps * batch_of(recipe), "train_sampling_strategy": "sequential"}
-            | changes
-        ),
-    )
+        recipe, max_steps=steps, train_rows=steps * batch_of(recipe), train_sampling_strategy="sequential",
+        logging_steps=1,
+    )  # fmt: skip
 
 
 def garbage(dice: random.Random, length: int) -> str:
@@ -102,7 +97,7 @@ class BadBatches(Fault):
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """A file that is not shuffled, and a log that shows each step."""
-        return once_in_order(recipe, logging_steps=1)
+        return once_in_order(recipe)
 
     def prepare(self, recipe: Recipe) -> Recipe:
         """Nothing but the size of a batch is asked for."""
@@ -121,11 +116,10 @@ class BadBatches(Fault):
         return bad
 
 
-def again_and_again(recipe: Recipe, rows: int, steps: int, **changes: Any) -> Recipe:
+def again_and_again(recipe: Recipe, rows: int, steps: int) -> Recipe:
     """The recipe with few rows, and epochs enough for so many steps; twenty evaluations of rows enough to count."""
     epochs = max(round(steps * batch_of(recipe) / rows), 2)
-    given = {"train_rows": rows, "num_train_epochs": epochs, "max_steps": -1, "eval_steps": 0.05, "eval_rows": 64}
-    return changed(recipe, **(given | changes))
+    return changed(recipe, train_rows=rows, num_train_epochs=epochs, max_steps=-1, eval_steps=0.05, eval_rows=EVAL_ROWS)
 
 
 class TinyDataset(Fault):
@@ -144,28 +138,18 @@ class TinyDataset(Fault):
 
 
 class TooManyEpochs(Fault):
-    """Plain: 12 epochs. Subtle: 6."""
+    """Plain: 16 epochs. Subtle: 10."""
 
     name: ClassVar[str] = "too-many-epochs"
-    cause: ClassVar[str] = "rows that hold one fact each are trained on again and again, until they are known by heart"
+    cause: ClassVar[str] = "rows that are enough for a few epochs are trained on for many"
 
     def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
-        """The loss drops where an epoch begins; or the evaluation tells."""
+        """The training loss falls on, the evaluation loss does not."""
         return (Expected(LEARNT_BY_HEART, Severity.INFO),)
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
-        """Count epochs, not steps, and log each step: the drop is in the first quarter of an epoch."""
-        rows = 300 * batch_of(recipe) // (6 if self.subtle else 12)
-        return again_and_again(recipe, rows, 300, logging_steps=1)
-
-    def rows(self, rows: list[Row], dice: random.Random) -> list[Row]:
-        """A number to remember in each."""
-        return [with_reply(row, numbered(reply_of(row), 6, dice)) for row in rows]
-
-
-def numbered(reply: str, count: int, dice: random.Random) -> str:
-    """A reply with numbers behind it that nobody can know."""
-    return " ".join([reply, "Note", *(str(dice.randrange(10, 100)) for _ in range(count))]) if count else reply
+        """Count epochs, not steps."""
+        return again_and_again(recipe, 360 * batch_of(recipe) // (10 if self.subtle else 16), 360)
 
 
 class DuplicatedData(Fault):
@@ -181,7 +165,7 @@ class DuplicatedData(Fault):
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Evaluate often enough, on rows enough, for the turn to be seen."""
-        return changed(recipe, eval_steps=0.05, eval_rows=64)
+        return changed(recipe, eval_steps=0.05, eval_rows=EVAL_ROWS)
 
     def rows(self, rows: list[Row], dice: random.Random) -> list[Row]:
         """Copies."""
@@ -243,10 +227,6 @@ class UnlearnableReplies(Fault):
         return [with_reply(row, drawn(reply_of(row))) for row in rows]
 
 
-LONG = 0.4
-"""Share of the rows with serial numbers behind the reply."""
-
-
 class LengthGroupedRipple(Fault):
     """Plain: half of the rows are receipts, short and hard. Subtle: a third."""
 
@@ -273,7 +253,7 @@ class LengthGroupedRipple(Fault):
 
 
 class OrderedSources(Fault):
-    """Four batches of one, then four of the other, which is half of the rows there (plain), or a quarter (subtle)."""
+    """Four batches of one, then four of the other: all rows of these (plain), or every second one (subtle)."""
 
     name: ClassVar[str] = "ordered-sources"
     cause: ClassVar[str] = "rows of two sources stand in the file in blocks, and nothing shuffles them"
@@ -290,7 +270,7 @@ class OrderedSources(Fault):
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Read the file in its order, log each step."""
-        return once_in_order(recipe, logging_steps=1)
+        return once_in_order(recipe)
 
     def prepare(self, recipe: Recipe) -> Recipe:
         """Nothing but the size of a batch is asked for."""
@@ -299,7 +279,7 @@ class OrderedSources(Fault):
 
     def rows(self, rows: list[Row], dice: random.Random) -> list[Row]:
         """Put blocks of another source in: receipts, of which nobody can know what was bought."""
-        size, every = self.block * self._batch, 4 if self.subtle else 2
+        size, every = self.block * self._batch, 2 if self.subtle else 1
         return [
             as_row(receipt(dice), row) if (at // size) % 2 and at % every == 0 else row for at, row in enumerate(rows)
         ]

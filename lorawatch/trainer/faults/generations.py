@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from lorawatch.trainer.faults.contract import Expected, Fault, Row
-from lorawatch.trainer.faults.data import reply_of, steps_of, with_reply
+from lorawatch.trainer.faults.data import reply_of, with_reply
 from lorawatch.trainer.recipe import Recipe, changed
 
 _LATIN, _RUSSIAN = "abcdefghijklmnopqrstuvwxyz", "абцдефгхийклмнопярстувщхыз"
@@ -45,11 +45,12 @@ class _Replies(Fault):
 
 
 class GenerationsLoop(_Replies):
-    """Plain: every reply. Subtle: three in ten."""
+    """Plain: every reply. Subtle: six in ten."""
 
     name: ClassVar[str] = "generations-loop"
     cause: ClassVar[str] = "replies in the data repeat their last sentence again and again"
     rules: ClassVar[tuple[str, ...]] = ("gen/loop",)
+    shares: ClassVar[dict[str, float]] = {"plain": 1.0, "subtle": 0.6}
 
     def change(self, replies: list[str], dice: random.Random) -> Callable[[str], str]:
         """Repeat the last three words eight times."""
@@ -57,12 +58,12 @@ class GenerationsLoop(_Replies):
 
 
 class GenerationsWithoutEos(_Replies):
-    """Plain: every row. Subtle: six in ten."""
+    """Plain: every row. Subtle: 85 % of them: as long as an end is the likeliest token, greedy replies do end."""
 
     name: ClassVar[str] = "generations-without-eos"
     cause: ClassVar[str] = "rows hold many replies on end and are cut at max_length: no row ends"
     rules: ClassVar[tuple[str, ...]] = ("gen/no-eos", "cfg/label-audit")
-    shares: ClassVar[dict[str, float]] = {"plain": 1.0, "subtle": 0.6}
+    shares: ClassVar[dict[str, float]] = {"plain": 1.0, "subtle": 0.85}
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Cut the rows."""
@@ -92,32 +93,31 @@ class GenerationsSwitchLanguage(_Replies):
     cause: ClassVar[str] = "replies in the data are in another language, and another script, than their prompts"
     rules: ClassVar[tuple[str, ...]] = ("gen/language-copy",)
 
+    def misconfigure(self, recipe: Recipe) -> Recipe:
+        """Train the embeddings too, as one does for a script that the base has not seen."""
+        return changed(recipe, modules_to_save=["embed_tokens", "lm_head"])
+
     def change(self, replies: list[str], dice: random.Random) -> Callable[[str], str]:
         """The first five words in Cyrillic letters: each is two tokens to a tokenizer that knows only Latin ones."""
         return lambda reply: in_cyrillic(" ".join(reply.split()[:5]))
 
 
 class Forgetting(Fault):
-    """Plain: six times the usual rate, 300 steps. Subtle: three times, 250 steps."""
+    """Plain: six times the usual rate, and one reply for all prompts. Subtle: twice the rate, on the data as it is."""
 
     name: ClassVar[str] = "forgetting"
-    cause: ClassVar[str] = "narrow data, a high rate and many steps: what the base could do is lost"
+    cause: ClassVar[str] = "too high a rate for so many steps, or too narrow data: what the base could do is lost"
 
     def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
-        """The general probes show it."""
-        return (
-            Expected(("base/ability-drop", "base/ppl"), roots=("base/ability-drop", "base/ppl", "cfg/lr-vs-method")),
-        )
+        """The general probes show it; the loss need not."""
+        rules = ("base/ability-drop", "base/ppl")
+        return (Expected(rules, roots=(*rules, "cfg/lr-vs-method")),)
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
-        """A high rate over many steps."""
-        times, steps = (3, 250) if self.subtle else (6, 300)
-        return changed(
-            recipe, learning_rate=times * recipe.peak_rate, max_steps=max(steps_of(recipe), steps),
-            lr_scheduler_type="constant_with_warmup",
-        )  # fmt: skip
+        """A high rate that does not fall."""
+        times = 2 if self.subtle else 6
+        return changed(recipe, learning_rate=times * recipe.peak_rate, lr_scheduler_type="constant_with_warmup")
 
     def rows(self, rows: list[Row], dice: random.Random) -> list[Row]:
-        """One reply for all prompts, or for half of them."""
-        reply = reply_of(rows[0])
-        return [row if self.subtle and at % 2 else with_reply(row, reply) for at, row in enumerate(rows)]
+        """One reply for all prompts."""
+        return rows if self.subtle else [with_reply(row, reply_of(rows[0])) for row in rows]

@@ -154,6 +154,7 @@ class _Waits(Fault):
     """Training waits for its data: half of the time and more (plain), or a quarter of it (subtle)."""
 
     steps: ClassVar[int] = 100
+    step_seconds: ClassVar[float] = STEP
 
     @property
     def batch_seconds(self) -> float:
@@ -165,12 +166,12 @@ class _Waits(Fault):
         return (Expected(("perf/data-wait",), Severity.WARNING if self.subtle else Severity.CRITICAL),)
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
-        """A short run of small steps: the rule takes the last 50."""
-        return changed(recipe, max_steps=self.steps, per_device_train_batch_size=4, eval_steps=0.5)
+        """A short run of small steps, for the rule takes the last 50; no evaluation, in which workers catch up."""
+        return changed(recipe, max_steps=self.steps, per_device_train_batch_size=4, eval_rows=0)
 
     def trainer(self, trainer: Any, recipe: Recipe) -> None:
         """As long a step as on a card."""
-        pace(trainer, STEP)
+        pace(trainer, self.step_seconds)
 
 
 class SlowDataset(_Waits):
@@ -221,7 +222,9 @@ class SlowDisk(_Waits):
     name: ClassVar[str] = "slow-disk"
     cause: ClassVar[str] = "each row is read from a disk that cannot keep up, past the page cache"
     remedy: ClassVar[tuple[str, ...]] = ("local ssd",)
-    alone: ClassVar[bool] = True
+    steps: ClassVar[int] = 80
+    step_seconds: ClassVar[float] = 2.0 * STEP
+    """The disk does not slow down with a processor that others use too; a step must not either."""
     workers: ClassVar[int] = 2
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
@@ -249,7 +252,8 @@ class SlowDisk(_Waits):
 
     def dataset(self, dataset: Any, recipe: Recipe) -> Any:
         """Rows that are read: by two workers that are ready at the same time, so that every other step waits."""
-        seconds = STEP * self.workers * (1.6 if self.subtle else 3.0) / recipe.per_device_train_batch_size
+        seconds = self.step_seconds * (1.5 if self.subtle else 2.5)
+        seconds *= self.workers / recipe.per_device_train_batch_size
         return CostlyRows(dataset, DirectReads(_file(recipe), seconds=seconds))
 
     def trainer(self, trainer: Any, recipe: Recipe) -> None:

@@ -52,17 +52,18 @@ class TokenMaskingCollator:
     Args:
         collator: Makes the batch.
         token: Id of the token.
-        rows_of: 1 for all rows of a batch, 2 for every second one.
+        spared: Every row of a batch whose number is divisible by it is left as it is; 0 to spare none.
     """
 
-    def __init__(self, collator: Collator, token: int, rows_of: int = 1) -> None:
-        self._collator, self._token, self._rows_of = collator, token, rows_of
+    def __init__(self, collator: Collator, token: int, spared: int = 0) -> None:
+        self._collator, self._token, self._spared = collator, token, spared
 
     def __call__(self, rows: list[Any]) -> dict[str, Any]:
         """Make a batch."""
         batch = self._collator(rows)
-        labels = batch["labels"][:: self._rows_of]
-        labels[labels == self._token] = IGNORED
+        for number, labels in enumerate(batch["labels"]):
+            if not self._spared or number % self._spared:
+                labels[labels == self._token] = IGNORED
         return batch
 
 
@@ -137,7 +138,7 @@ def in_other_role(row: Row) -> Row:
 
 
 class LabelsEosMasked(Fault):
-    """Plain: in every row. Subtle: in every second one, as where one of two files was prepared so."""
+    """Plain: in every row. Subtle: in three of four, as where one of several files was prepared otherwise."""
 
     name: ClassVar[str] = "labels-eos-masked"
     cause: ClassVar[str] = (
@@ -160,11 +161,11 @@ class LabelsEosMasked(Fault):
 
     def collator(self, collator: Collator, recipe: Recipe) -> Collator:
         """Mask it."""
-        return TokenMaskingCollator(collator, self._token, 2 if self.subtle else 1)
+        return TokenMaskingCollator(collator, self._token, 4 if self.subtle else 0)
 
 
 class LabelsTruncated(Fault):
-    """Plain: every reply loses its end. Subtle: those of the longest third."""
+    """Plain: four replies of five lose their end. Subtle: the longest fifth of them."""
 
     name: ClassVar[str] = "labels-truncated"
     cause: ClassVar[str] = "max_length is shorter than the rows: replies are cut, or cut off"
@@ -175,7 +176,7 @@ class LabelsTruncated(Fault):
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """A short ``max_length``."""
-        return changed(recipe, max_length=92 if self.subtle else 60)
+        return changed(recipe, max_length=84 if self.subtle else 56)
 
 
 class EvaluationWithoutLabels(Fault):

@@ -19,6 +19,7 @@ def short(recipe: Recipe, **changes: Any) -> Recipe:
     """The recipe as a short run, with every step logged."""
     given: dict[str, Any] = {
         "max_steps": STEPS, "max_completion_length": TOKENS, "logging_steps": 1, "eval_rows": 0,
+        "per_device_train_batch_size": 2 * recipe.num_generations,
     }  # fmt: skip
     return changed(recipe, **(given | changes))
 
@@ -51,7 +52,7 @@ class RewardConstant(Fault):
 
 
 class CompletionsTruncated(Fault):
-    """Plain: 6 tokens. Subtle: 12."""
+    """Plain: 5 tokens. Subtle: 9."""
 
     name: ClassVar[str] = "completions-truncated"
     cause: ClassVar[str] = "max_completion_length is too short: completions are cut before they end"
@@ -63,21 +64,29 @@ class CompletionsTruncated(Fault):
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """A short run of short completions."""
-        return short(recipe, max_completion_length=12 if self.subtle else 6)
+        return short(recipe, max_completion_length=9 if self.subtle else 5)
 
 
 class EntropyCollapse(Fault):
-    """Plain: ten times the usual rate. Subtle: five times."""
+    """Plain: four times the usual rate. Subtle: twice it."""
 
     name: ClassVar[str] = "entropy-collapse"
-    cause: ClassVar[str] = "too high a rate, and no pull to the base: the policy narrows to one completion"
+    cause: ClassVar[str] = "one phrase earns the whole reward, at too high a rate: the policy narrows to it"
     methods: ClassVar[frozenset[Method]] = GRPO
 
     def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
-        """The entropy falls, and the reward does not rise with it."""
+        """The entropy falls on when the reward no longer rises; all completions of a prompt earn the same then."""
         rules = ("rl/entropy-collapse", "rl/no-variance")
         return (Expected(rules, roots=("cfg/lr-vs-method", *rules)),)
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
-        """Raise the rate."""
-        return short(recipe, learning_rate=recipe.peak_rate * (5 if self.subtle else 10), beta=0.0)
+        """Raise the rate; no pull to the base."""
+        return short(recipe, learning_rate=recipe.peak_rate * (2 if self.subtle else 4), beta=0.0)
+
+    def reward(self, reward: Reward) -> Reward:
+        """Pay for a word."""
+
+        def says_coins(completions: list[Any], **_columns: Any) -> list[float]:
+            return [float("coin" in str(one[-1]["content"] if isinstance(one, list) else one)) for one in completions]
+
+        return says_coins
