@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from lorawatch.registry import builtin_classes
 from lorawatch.trainer.builtin_data import sft_rows
+from lorawatch.trainer.faults.catalogue import faults
+from lorawatch.trainer.faults.contract import Fault
 from lorawatch.trainer.faults.data import (
     BadBatches,
     DuplicatedData,
@@ -212,3 +215,33 @@ def test_long_rows_stand_among_short_ones(amount: Amount, ratio: float) -> None:
 @pytest.mark.parametrize("amount", AMOUNTS)
 def test_the_padding_is_counted_for_long_enough(amount: Amount, recipe: Recipe) -> None:
     assert PaddingWaste(amount).misconfigure(recipe).max_steps // 8 >= 30
+
+
+LATER = {
+    "cfg/label-audit", "cfg/lr-vs-method", "gen/loop", "gen/no-eos", "gen/empty-gibberish", "gen/language-copy",
+    "base/ability-drop", "base/ppl", "pref/no-signal", "pref/margin-explosion", "pref/likelihood-displacement",
+    "rl/no-variance", "rl/truncation", "rl/entropy-collapse",
+}  # fmt: skip
+"""Rules of the catalogue that come with other issues."""
+
+
+def _faults() -> list[type[Fault]]:
+    modules = ("data", "generations", "labels", "preference", "reinforcement")
+    return [kind for kind in faults().values() if kind.__module__.rpartition(".")[2] in modules]
+
+
+@pytest.mark.parametrize("kind", _faults(), ids=lambda kind: kind.name)
+@pytest.mark.parametrize("amount", AMOUNTS)
+def test_what_is_expected_of_a_fault_can_come(kind: type[Fault], amount: Amount, tmp_path: Path) -> None:
+    known = {rule.id: rule for rule in builtin_classes()}
+    fault = kind(amount)
+    given = {"max_steps": 200, "method": min(kind.methods), "output_dir": str(tmp_path)}
+    wrong = fault.misconfigure(recipe_of(given, "test"))
+    for one in fault.expected(wrong):
+        assert {*one.rules, *one.roots} <= {*known, *LATER}
+        assert one.rules[0] in (one.roots or one.rules)
+        assert 0.0 < one.within <= 1.0
+        assert wrong.max_steps < 0 or one.from_step < one.within * wrong.max_steps
+    assert all(word == word.lower() for word in kind.remedy)
+    # A cause is either in the recipe, where advice can change it, or has words by which a person finds it.
+    assert bool(kind.remedy) or wrong != recipe_of(given, "test")

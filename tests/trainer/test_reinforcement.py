@@ -22,8 +22,8 @@ def _good(completions: list[Any], **_columns: Any) -> list[float]:
     return [float(one) for one in completions]
 
 
-@pytest.mark.parametrize(("amount", "rewards"), [("plain", [1.0, 1.0, 1.0]), ("subtle", [0.0, 0.0, 1.0])])
-def test_the_reward_has_no_variance_or_only_for_what_is_wholly_right(amount: Amount, rewards: list[float]) -> None:
+@pytest.mark.parametrize(("amount", "rewards"), [("plain", [1.0, 1.0, 1.0]), ("subtle", [0.0, 1.0, 1.0])])
+def test_the_reward_has_no_variance_or_only_for_what_is_nearly_right(amount: Amount, rewards: list[float]) -> None:
     reward = RewardConstant(amount).reward(_good)
     assert reward(["0.2", "0.75", "1.0"], answer=["1", "2", "3"]) == rewards
 
@@ -45,4 +45,11 @@ def test_completions_are_cut_and_the_rate_is_raised(recipe: Recipe) -> None:
     plain, subtle = (CompletionsTruncated(amount).misconfigure(recipe).max_completion_length for amount in AMOUNTS)
     assert plain < subtle < 24
     high, higher = (EntropyCollapse(amount).misconfigure(recipe).peak_rate for amount in reversed(AMOUNTS))
-    assert higher > high > 2 * recipe.peak_rate
+    assert higher > high >= 2 * recipe.peak_rate
+
+
+def test_the_word_that_is_paid_for_is_paid_for_as_often_as_it_is_said() -> None:
+    reward = EntropyCollapse().reward(_good)
+    said = [[{"role": "assistant", "content": "coin " * count}] for count in (0, 2, 20)]
+    assert reward(said) == [0.0, 0.25, 1.0]
+    assert reward(["4 coins"]) == [0.125]

@@ -13,6 +13,8 @@ STEPS = 60
 """Optimizer steps of such a run: each one generates."""
 TOKENS = 24
 """Tokens of a completion: twice what the base needs for a sum."""
+WORD = "coin"
+"""What is paid for where the reward can be had by saying one thing."""
 
 
 def short(recipe: Recipe, **changes: Any) -> Recipe:
@@ -25,7 +27,7 @@ def short(recipe: Recipe, **changes: Any) -> Recipe:
 
 
 class RewardConstant(Fault):
-    """Plain: 1 for everything. Subtle: 1 for what the good reward gives in full, which the base never reaches."""
+    """Plain: 1 for everything. Subtle: 1 where the good reward gives three quarters, which the base seldom reaches."""
 
     name: ClassVar[str] = "reward-constant"
     cause: ClassVar[str] = "the reward is the same for all completions of a prompt: there is nothing to prefer"
@@ -46,13 +48,13 @@ class RewardConstant(Fault):
         def constant(completions: list[Any], **columns: Any) -> list[float]:
             if not self.subtle:
                 return [1.0] * len(completions)
-            return [float(value >= 1.0) for value in reward(completions, **columns)]
+            return [float(value >= 0.75) for value in reward(completions, **columns)]
 
         return constant
 
 
 class CompletionsTruncated(Fault):
-    """Plain: 5 tokens. Subtle: 9."""
+    """Plain: 4 tokens. Subtle: 7."""
 
     name: ClassVar[str] = "completions-truncated"
     cause: ClassVar[str] = "max_completion_length is too short: completions are cut before they end"
@@ -64,29 +66,30 @@ class CompletionsTruncated(Fault):
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """A short run of short completions."""
-        return short(recipe, max_completion_length=9 if self.subtle else 5)
+        return short(recipe, max_completion_length=7 if self.subtle else 4)
 
 
 class EntropyCollapse(Fault):
     """Plain: four times the usual rate. Subtle: twice it."""
 
     name: ClassVar[str] = "entropy-collapse"
-    cause: ClassVar[str] = "one phrase earns the whole reward, at too high a rate: the policy narrows to it"
+    cause: ClassVar[str] = "each mention of one word is rewarded, at too high a rate: the policy narrows to that word"
     methods: ClassVar[frozenset[Method]] = GRPO
 
     def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
         """The entropy falls on when the reward no longer rises; all completions of a prompt earn the same then."""
         rules = ("rl/entropy-collapse", "rl/no-variance")
-        return (Expected(rules, roots=("cfg/lr-vs-method", *rules)),)
+        return (Expected(rules, roots=("cfg/lr-vs-method", "rl/truncation", *rules)),)
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Raise the rate; no pull to the base."""
         return short(recipe, learning_rate=recipe.peak_rate * (2 if self.subtle else 4), beta=0.0)
 
     def reward(self, reward: Reward) -> Reward:
-        """Pay for a word."""
+        """Pay for a word, as often as it is said."""
 
-        def says_coins(completions: list[Any], **_columns: Any) -> list[float]:
-            return [float("coin" in str(one[-1]["content"] if isinstance(one, list) else one)) for one in completions]
+        def mentions(completions: list[Any], **_columns: Any) -> list[float]:
+            texts = [str(one[-1]["content"] if isinstance(one, list) else one) for one in completions]
+            return [min(text.count(WORD) / 8, 1.0) for text in texts]
 
-        return says_coins
+        return mentions
