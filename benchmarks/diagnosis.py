@@ -101,12 +101,19 @@ class Verdict:
         return named.rule in right
 
     def delay(self, finding: Finding) -> tuple[int, str]:
-        """Judgements between the onset and the finding, and what is counted: logged rows, or evaluations."""
-        evaluation = finding.rule.startswith("eval/")
-        name = "eval_loss" if evaluation else "loss"
-        steps = [row.step for row in self.rows if name in row.values]
-        count = sum(self.onset < step <= finding.opened_step for step in steps)
-        return count, "evaluations" if evaluation else "rows"
+        """Judgements between the onset and the finding, and what is counted: logged rows, or evaluations.
+
+        What is learnt by heart does no harm before ``eval_loss`` turns: its onset is the lowest one before the finding.
+        """
+        if not finding.rule.startswith("eval/"):
+            steps = [row.step for row in self.rows if "loss" in row.values]
+            return sum(self.onset < step <= finding.opened_step for step in steps), "rows"
+        losses = {
+            row.step: row.values["eval_loss"] for row in self.rows
+            if "eval_loss" in row.values and row.step <= finding.opened_step
+        }  # fmt: skip
+        turn = max(self.onset, min(losses, key=losses.__getitem__, default=0))
+        return sum(turn < step for step in losses), "evaluations"
 
 
 def judged(done: Iterable[Done]) -> list[Verdict]:
@@ -235,7 +242,8 @@ def report(faulty: Sequence[Verdict], healthy: Sequence[Verdict]) -> str:
         (
             "The same logged rows. A fault counts as caught for a detector when it raises any alarm at or after the "
             "onset, whatever it is called; for lorawatch only what the fault expects counts. *In scope* are the faults "
-            "of the loss, the gradient and the evaluation, which a detector of losses could see."
+            "of the loss, the gradient and the evaluation, which a detector of losses could see. A detector that "
+            "always speaks has full recall: what it is worth is the difference of the two (Youden 1950)."
         ),
         "",
         *_peers(scored, healthy),
@@ -362,9 +370,10 @@ def peer_table(scored: Sequence[Verdict], healthy: Sequence[Verdict]) -> list[tu
 
 
 def _peers(scored: Sequence[Verdict], healthy: Sequence[Verdict]) -> list[str]:
-    lines = ["| detector | recall in scope | healthy runs alarmed |", "|---|---|---|"]
+    lines = ["| detector | recall in scope | healthy runs alarmed | difference, points |", "|---|---|---|---|"]
     for name, caught, of, alarmed, runs in peer_table(scored, healthy):
-        lines.append(f"| {name} | {share(caught, of)} | {share(alarmed, runs)} |")
+        apart = f"{100 * caught / of - 100 * alarmed / runs:.0f}" if of and runs else "–"
+        lines.append(f"| {name} | {share(caught, of)} | {share(alarmed, runs)} | {apart} |")
     told = {name for name, *_ in peer_table(scored, healthy)}
     missing = [detector.name for detector in DETECTORS if detector.name not in told]
     if missing:

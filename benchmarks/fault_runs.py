@@ -15,6 +15,7 @@ Seeds below 1000 are for development; those that are reported begin at 1000 and 
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import functools
 import hashlib
@@ -134,9 +135,18 @@ def folder_for(job: Job) -> Path:
 
     told = json.dumps([recipe_for(job).plain(), _sources()], sort_keys=True, default=str)
     if not job.healthy:
-        told += inspect.getsource(faults()[job.name])
+        told += _source_of(faults()[job.name])
     name = f"{job.name}{'-' + job.amount if job.amount else ''}-{job.seed}"
     return CACHE / f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:10]}"
+
+
+@functools.cache
+def _source_of(kind: type[Any]) -> str:
+    """Source of a fault: its class, those that it is made of, and what its module gives it; not its neighbours."""
+    own = {each.__name__ for each in kind.__mro__}
+    module = ast.parse(inspect.getsource(sys.modules[kind.__module__]))
+    kept = [node for node in module.body if not isinstance(node, ast.ClassDef) or node.name in own]
+    return "\n".join(ast.unparse(node) for node in kept)
 
 
 @functools.cache
@@ -154,6 +164,8 @@ def _train(job: Job, folder: str) -> None:
     import torch
 
     torch.set_num_threads(1)
+    # As in a training script on Linux: workers of a data loader are forks, and do not import everything anew.
+    multiprocessing.set_start_method("fork", force=True)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     console = (target / "console.log").open("wb")

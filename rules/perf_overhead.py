@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.records import Step, StepTiming
@@ -14,6 +15,25 @@ from lorawatch.step_rule import StepRule
 
 LEAST_STEPS = 100
 LEAST_SAVES = 3
+
+
+class Parts(NamedTuple):
+    """What a second after a step was spent on, on average over the steps of one record.
+
+    Attributes:
+        logging: Share of logging, 0 to 1.
+        evaluation: Share of evaluation, likewise.
+        saving: Share of saving, likewise. The three together are 1 at most.
+        saves: Checkpoints a second.
+    """
+
+    logging: float
+    evaluation: float
+    saving: float
+    saves: float
+
+
+NONE = Parts(0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(slots=True)
@@ -28,6 +48,9 @@ class PerfOverhead(StepRule):
     Over the run so far, from 100 steps on: the time after the steps, over all of the time, is more than 15 %. The
     longest single stop is left out: a first evaluation compiles, a disk may hang once. Or saving takes more than 10 %
     of the time over at least 3 checkpoints, that is: a save takes more than a tenth of the time between two.
+
+    Logging, evaluation and saving are told for a record of several steps together. Within a record each step is given
+    of them in proportion to the time after it.
 
     ## What to change
     What takes the most. Save less often, or to a local disk, or `save_only_model=True`, with which a run cannot be
@@ -53,7 +76,8 @@ class PerfOverhead(StepRule):
     logging: float = state(float)
     evaluation: float = state(float)
     saving: float = state(float)
-    saves: int = state(int)
+    saves: float = state(float)
+    parts: Parts = state(lambda: NONE)
 
     def missing(self, run: Run) -> tuple[str, ...]:
         """Enough steps."""
@@ -62,21 +86,23 @@ class PerfOverhead(StepRule):
         return self.unseen(run) or (f"the times of {LEAST_STEPS} steps ({self.steps} so far)",)
 
     def judge(self, timing: StepTiming, run: Run, /) -> Breach | None:
-        """Add up what is known of the time after the steps, then take in the steps."""
-        if timing.steps:
-            self.logging += timing.logging
-            self.evaluation += timing.evaluation
-            self.saving += timing.saving
-            self.saves += timing.saves
+        """See what the time after the steps of the record was spent on, then take in the steps."""
+        self.parts = _parts(timing)
         return StepRule.judge(self, timing, run)
 
     def take(self, step: Step) -> bool:
         """Add up the step and what came after it."""
-        after, work = step.after, step.forward_backward + step.optimizer
-        if not (after >= 0.0 and work >= 0.0):
+        after, work = step.after, step.work
+        if not _counts(step):
             return False
         self.wall += (step.data_wait or 0.0) + work + after
         self.after += after
+        # Not the whole record at once: it is decided within it, when its later steps are not taken in yet.
+        parts = self.parts
+        self.logging += after * parts.logging
+        self.evaluation += after * parts.evaluation
+        self.saving += after * parts.saving
+        self.saves += after * parts.saves
         if after > self.longest:
             self.longest = after
         return True
@@ -87,7 +113,7 @@ class PerfOverhead(StepRule):
             return None
         wall, eased = self.wall, self.eased
         often = self.after - self.longest > self.share * eased * (wall - self.longest)
-        slow = self.saves >= LEAST_SAVES and self.saving > self.saving_share * eased * wall
+        slow = round(self.saves) >= LEAST_SAVES and self.saving > self.saving_share * eased * wall
         if not (often or slow) or not wall > 0.0:
             return None
         return self.verdict or self._breach(wall)
@@ -107,12 +133,30 @@ class PerfOverhead(StepRule):
                  "callbacks": other}  # fmt: skip
         shares = {name: seconds / wall for name, seconds in parts.items()}
         told = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items() if share >= 0.005)
-        one = f"; a checkpoint takes {self.saving / self.saves:.2g} s" if self.saves else ""
+        saves = round(self.saves)
+        one = f"; a checkpoint takes {self.saving / self.saves:.2g} s" if saves else ""
         return Breach(
             f"{100 * self.after / wall:.0f} % of the time passes between the steps ({told}){one}",
             {"share": self.after / wall, "shares": shares, "seconds": wall, "steps": self.steps,
-             "saves": self.saves, "longest_stop_seconds": self.longest},
+             "saves": saves, "longest_stop_seconds": self.longest},
         )  # fmt: skip
+
+
+def _counts(step: Step) -> bool:
+    """Whether the times of a step are such that they can be added up."""
+    return 0.0 <= step.after < math.inf and 0.0 <= step.work < math.inf
+
+
+def _parts(timing: StepTiming) -> Parts:
+    """What the time after the steps of a record was spent on; nothing is known where its numbers are none."""
+    told = (timing.logging, timing.evaluation, timing.saving)
+    if not all(0.0 <= one < math.inf for one in told) or timing.saves < 0:
+        return NONE
+    # What is told exceeds the steps where some were lost on the way (StepRecorder keeps a limited number of them).
+    whole = max(sum(step.after for step in timing.steps if _counts(step)), sum(told))
+    if not 0.0 < whole < math.inf:
+        return NONE
+    return Parts(told[0] / whole, told[1] / whole, told[2] / whole, timing.saves / whole)
 
 
 def _saving(run: Run, why: str) -> list[Adjustment]:

@@ -136,6 +136,66 @@ def test_a_record_tells_the_worst_of_its_decisions_and_the_next_one_the_last(las
     assert (after and after.severity) == last
 
 
+# --- what the time after the steps was spent on -----------------------------------------------------------------------
+
+RECORDED = (13, 28, 30, 28, 41, 20)
+"""Steps in the records of a real run of 160 steps (a checkpoint every second step, of 0.03 s, steps of 0.055 s)."""
+
+
+def saving_run(save: float, *, evaluation: float = 0.0, work: float = 0.055) -> list[Record]:
+    """A checkpoint after every second step and an evaluation after steps 80 and 160, in records as they really come."""
+    records: list[Record] = []
+    done = 0
+    for span in RECORDED:
+        numbers = range(done + 1, done + span + 1)
+        done += span
+        saves = sum(number % 2 == 0 for number in numbers)
+        evaluated = evaluation * sum(number % 80 == 0 for number in numbers)
+        steps = [
+            Step(0.0, work, 0.0, (number % 2 == 0) * save + (number % 80 == 0) * evaluation) for number in numbers
+        ]
+        records.append(
+            StepTiming(done, span, steps, time=float(done), evaluation=evaluated, saving=saves * save, saves=saves)
+        )
+    return records
+
+
+def test_the_parts_of_the_time_after_the_steps_are_never_more_than_the_whole() -> None:
+    (finding,) = judge("perf/overhead", saving_run(0.03, evaluation=0.16)).findings
+    share, shares = finding.evidence["share"], finding.evidence["shares"]
+    assert finding.evidence["steps"] % RECORDED[0] > 0, "decided within a record"
+    assert sum(shares.values()) == pytest.approx(share)
+    assert shares["callbacks"] == pytest.approx(0.0, abs=1e-9)
+    # Of 100 steps, which is when it is decided first: fifty checkpoints and one evaluation.
+    assert shares["saving"] == pytest.approx(50 * 0.03 / finding.evidence["seconds"])
+    assert shares["evaluation"] == pytest.approx(0.16 / finding.evidence["seconds"])
+    assert finding.evidence["saves"] == 50
+    assert "a checkpoint takes 0.03 s" in finding.summary
+
+
+def test_checkpoints_that_come_later_in_a_record_are_not_held_against_the_steps_before_them() -> None:
+    """8 % of the time, which 41 steps' checkpoints at step 100 would make 11 %."""
+    assert judge("perf/overhead", saving_run(0.0096, work=0.055)).findings == []
+    assert len(judge("perf/overhead", saving_run(0.0130, work=0.055)).findings) == 1
+
+
+def test_what_is_told_of_steps_that_were_lost_is_not_held_against_those_that_came() -> None:
+    """The recorder keeps a limited number of steps: its totals hold those of the lost ones as well."""
+    steps = [Step(0.0, 1.0, 0.0, 1.0)] * 100
+    records = [StepTiming(100, 100, steps, time=100.0, evaluation=150.0, saving=450.0, saves=90)]
+    (finding,) = judge("perf/overhead", records).findings
+    assert finding.evidence["share"] == pytest.approx(0.5)
+    assert finding.evidence["shares"]["saving"] == pytest.approx(0.5 * 0.75)
+    assert "a checkpoint takes 5 s" in finding.summary
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_a_total_that_is_no_number_of_seconds_leaves_the_parts_unknown(value: float) -> None:
+    steps = [Step(0.0, 1.0, 0.0, 1.0)] * 100
+    (finding,) = judge("perf/overhead", [StepTiming(100, 100, steps, time=100.0, saving=value, saves=3)]).findings
+    assert finding.evidence["shares"] == {"evaluation": 0.0, "saving": 0.0, "logging": 0.0, "callbacks": 0.5}
+
+
 # --- any rhythm of the readings ---------------------------------------------------------------------------------------
 
 

@@ -62,9 +62,8 @@ def batch_of(recipe: Recipe) -> int:
     return recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
 
 
-def once_in_order(recipe: Recipe) -> Recipe:
+def once_in_order(recipe: Recipe, steps: int) -> Recipe:
     """The recipe with as many rows as it takes, read in the order of the file, and a log that shows each step."""
-    steps = steps_of(recipe)
     return changed(
         recipe, max_steps=steps, train_rows=steps * batch_of(recipe), train_sampling_strategy="sequential",
         logging_steps=1,
@@ -97,7 +96,7 @@ class BadBatches(Fault):
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """A file that is not shuffled, and a log that shows each step."""
-        return once_in_order(recipe)
+        return once_in_order(recipe, steps_of(recipe))
 
     def prepare(self, recipe: Recipe) -> Recipe:
         """Nothing but the size of a batch is asked for."""
@@ -269,8 +268,8 @@ class OrderedSources(Fault):
         return (Expected(("loss/periodic",), Severity.INFO),)
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
-        """Read the file in its order, log each step."""
-        return once_in_order(recipe)
+        """Read the file in its order, log each step: a period is told from 96 on, and the first ones fall steeply."""
+        return once_in_order(recipe, max(steps_of(recipe), 240))
 
     def prepare(self, recipe: Recipe) -> Recipe:
         """Nothing but the size of a batch is asked for."""
