@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gzip
 import json
+import lzma
 import math
 import re
 import shutil
@@ -41,7 +41,7 @@ from lorawatch.settings import Settings
 from lorawatch.trainer.faults.contract import Expected
 
 KEPT_RUNS = RESULTS.parent.parent / "tests" / "fault_runs"
-KEPT_HEALTHY = 12
+KEPT_HEALTHY = 10
 
 
 @dataclass(slots=True)
@@ -440,8 +440,8 @@ def keep(faulty: Sequence[Verdict], healthy: Sequence[Verdict]) -> None:
         text = text.replace(str(RESULTS.parents[1]), "/lorawatch")
         if str(Path.home()) + "/" in text or str(RESULTS.parents[1]) in text:
             raise SystemExit(f"{one.done.folder}: names a folder of this machine")
-        with gzip.GzipFile(KEPT_RUNS / f"{name}.jsonl.gz", "wb", mtime=0) as file:
-            file.write(text.encode())
+        packed = lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME)
+        (KEPT_RUNS / f"{name}.jsonl.xz").write_bytes(packed)
         index.append(
             {
                 "run": name,

@@ -141,7 +141,7 @@ def folder_for(job: Job) -> Path:
 
 
 @functools.cache
-def _source_of(kind: type[Any]) -> str:
+def _source_of(kind: Any) -> str:
     """Source of a fault: its class, those that it is made of, and what its module gives it; not its neighbours."""
     own = {each.__name__ for each in kind.__mro__}
     module = ast.parse(inspect.getsource(sys.modules[kind.__module__]))

@@ -18,22 +18,24 @@ LEAST_SAVES = 3
 
 
 class Parts(NamedTuple):
-    """What a second after a step was spent on, on average over the steps of one record.
+    """What the time after the steps of one record was spent on.
 
     Attributes:
-        logging: Share of logging, 0 to 1.
-        evaluation: Share of evaluation, likewise.
-        saving: Share of saving, likewise. The three together are 1 at most.
-        saves: Checkpoints a second.
+        whole: Seconds after its steps; no less than the parts together.
+        logging: Seconds of logging.
+        evaluation: Seconds of evaluation.
+        saving: Seconds of saving.
+        saves: Checkpoints that were written.
     """
 
+    whole: float
     logging: float
     evaluation: float
     saving: float
-    saves: float
+    saves: int
 
 
-NONE = Parts(0.0, 0.0, 0.0, 0.0)
+NONE = Parts(1.0, 0.0, 0.0, 0.0, 0)
 
 
 @dataclass(slots=True)
@@ -99,10 +101,11 @@ class PerfOverhead(StepRule):
         self.after += after
         # Not the whole record at once: it is decided within it, when its later steps are not taken in yet.
         parts = self.parts
-        self.logging += after * parts.logging
-        self.evaluation += after * parts.evaluation
-        self.saving += after * parts.saving
-        self.saves += after * parts.saves
+        part = after / parts.whole
+        self.logging += part * parts.logging
+        self.evaluation += part * parts.evaluation
+        self.saving += part * parts.saving
+        self.saves += part * parts.saves
         if after > self.longest:
             self.longest = after
         return True
@@ -156,7 +159,7 @@ def _parts(timing: StepTiming) -> Parts:
     whole = max(sum(step.after for step in timing.steps if _counts(step)), sum(told))
     if not 0.0 < whole < math.inf:
         return NONE
-    return Parts(told[0] / whole, told[1] / whole, told[2] / whole, timing.saves / whole)
+    return Parts(whole, *told, timing.saves)
 
 
 def _saving(run: Run, why: str) -> list[Adjustment]:

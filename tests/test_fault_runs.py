@@ -3,8 +3,8 @@
 ``python benchmarks/diagnosis.py --keep`` records them.
 """
 
-import gzip
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ LATER = 1.2
 
 def found_in(name: str, folder: Path) -> list[Finding]:
     """What ``check`` finds in a recorded run."""
-    (folder / "lorawatch.jsonl").write_bytes(gzip.decompress((RUNS / f"{name}.jsonl.gz").read_bytes()))
+    (folder / "lorawatch.jsonl").write_bytes(lzma.decompress((RUNS / f"{name}.jsonl.xz").read_bytes()))
     judged = judge([folder / "lorawatch.jsonl"], RuleSet(Settings()))
     return [finding for watch in judged.runs for engine in watch.engines for finding in engine.findings]
 
