@@ -131,18 +131,19 @@ def _method(name: str) -> str:
 
 def folder_for(job: Job) -> Path:
     """Where the run is kept: by everything that makes it what it is."""
-    from lorawatch.trainer.faults.catalogue import faults
-
     told = json.dumps([recipe_for(job).plain(), _sources()], sort_keys=True, default=str)
     if not job.healthy:
-        told += _source_of(faults()[job.name])
+        told += _source_of(job.name)
     name = f"{job.name}{'-' + job.amount if job.amount else ''}-{job.seed}"
     return CACHE / f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:10]}"
 
 
 @functools.cache
-def _source_of(kind: Any) -> str:
+def _source_of(name: str) -> str:
     """Source of a fault: its class, those that it is made of, and what its module gives it; not its neighbours."""
+    from lorawatch.trainer.faults.catalogue import faults
+
+    kind = faults()[name]
     own = {each.__name__ for each in kind.__mro__}
     module = ast.parse(inspect.getsource(sys.modules[kind.__module__]))
     kept = [node for node in module.body if not isinstance(node, ast.ClassDef) or node.name in own]

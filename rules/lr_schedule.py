@@ -11,10 +11,25 @@ from lorawatch.remedies import warmup
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import LANGUAGE_MODELLING, Run
 
+SEVERAL_RATES = (
+    "loraplus_lr_ratio", "loraplus_lr_embedding", "lorap_lr_ratio", "embedding_lr", "embedding_learning_rate",
+    "lr_groups", "mm_projector_lr", "vit_lr", "aligner_lr",
+)  # fmt: skip
+"""Facts that give a group of parameters a rate of its own: the logged one need not be the stated one.
+
+LoRA+ (PEFT, LLaMA-Factory, axolotl, ms-swift), Unsloth's and axolotl's embeddings, groups of vision models.
+"""
+RAISES = ("restart", "cycl", "greedy")
+"""Parts of the names of schedules that raise the rate again by design.
+
+Of the schedules that transformers' ``get_scheduler`` makes, only GreedyLR goes above the configured rate: its
+``max_lr`` is 1.0 by default (``optimization.py``, 5.24). Cosine restarts return to it.
+"""
+
 
 @dataclass(slots=True)
 class LrSchedule(Rule):
-    """The learning rate in the log does not fit the run: zero, ended early, warming up too long, or begun anew.
+    """The learning rate in the log does not fit the run: zero, ended early, too high, warming up too long, begun anew.
 
     ## Why it matters
     A schedule is made for a number of steps. When that number is wrong (a changed batch size, a resume, a hand-made
@@ -31,21 +46,32 @@ class LrSchedule(Rule):
       for the schedule began anew (unless the run states another rate now: then it was meant to). More than 1.5 times
       as high, when it was falling before: information, for a longer
       `num_train_epochs` stretches the schedule in the same way.
+    - The rate follows the stated `learning_rate` (it has stood or fallen from a peak within 10 % of it) and then exceeds
+      it by more than half: a warning at once, or 2 logs after a resume. A rate that has been that far above the stated
+      one all along is information: an optimizer made by hand need not use what is stated. Facts that a file gives
+      beside the log are not enough for the latter, for they may be those of a later part of the run.
+    - The rate triples from one log to the next, to more than 5 % above its peak and the stated rate, when it had not
+      risen for 5 logs: a warning. Not at a resume.
+    - Neither is asked where groups of parameters have rates of their own (LoRA+), or of schedules that restart, cycle
+      or search (`greedy`).
     - No warm-up, with a rate of 2e-4 or more: information. Told from the facts, or from a rate of at least 90 % of
       the peak in the first 2 steps.
 
     ## What to change
     Make the schedule fit: the steps that the scheduler was made for must be those of the run. `warmup_steps` of 3 to
-    10 % of the run. On a resume, restore `scheduler.pt` and `optimizer.pt`.
+    10 % of the run. On a resume, restore `scheduler.pt` and `optimizer.pt`. Where the rate rose in mid-run, look at what
+    changed there: a `LambdaLR` multiplies the stated rate by what its function returns, and a `gamma` above 1 raises it.
 
     ## Known false alarms
     A log that prints the rate with four decimals shows 2e-5 as 0.0000; that is why the loss is looked at. A one-cycle
-    schedule that rises for 30 % of the run on purpose.
+    schedule that rises for 30 % of the run on purpose. A stage of training at a higher rate, in the same log.
 
     ## Sources
     Unsloth's guide: warm up for 5 to 10 %. On the public runs nothing fires as a warning on a healthy run of high
     confidence; one of medium confidence does (a warm-up of 500 of its 555 steps). A cosine is below 1 % of its peak
-    only in the last 6.4 % of its cycle, a linear decay in the last 1 %.
+    only in the last 6.4 % of its cycle, a linear decay in the last 1 %. No schedule of `get_scheduler` but GreedyLR
+    exceeds the configured rate (transformers 5.24, `optimization.py`; `cosine_with_min_lr` does with a `min_lr` above
+    it). The factors of 1.5 and 3 are heuristics: TBD
     """
 
     id: ClassVar[str] = "lr/schedule"
@@ -60,6 +86,9 @@ class LrSchedule(Rule):
     stay: float = param(0.05, unit="ratio", help="Share of the run that the rate must stay there.")
     warmup: float = param(0.20, unit="ratio", help="Share of the run after which a rising rate is worth a word.")
     long_warmup: float = param(0.50, unit="ratio", help="Share of the run after which it is a warning.")
+    excess: float = param(1.5, unit="ratio", help="Multiple of the stated rate above which the rate is too high.")
+    jump: float = param(3.0, unit="ratio", help="Rise from one log to the next that is a jump, where it had not risen.")
+    calm: int = param(5, unit="logs", help="Logs without a rise before a rise that counts as a jump.")
     cold: float = param(2e-4, unit="learning rate", help="Rate from which a run without warm-up is worth a word.")
     count: int = state(int)
     previous: float = state(float)
@@ -74,6 +103,12 @@ class LrSchedule(Rule):
     restart: Breach | None = state(lambda: None)
     hot_start: bool = state(bool)
     cold_start: Breach | None = state(lambda: None)
+    steady: int = state(int)
+    stated: float = state(float)
+    followed: bool = state(bool)
+    lowered: bool = state(bool)
+    above: Breach | None = state(lambda: None)
+    jumped: Breach | None = state(lambda: None)
 
     def judge(self, row: MetricRow, run: Run) -> Breach | None:
         """Follow the rate; look closer where it is low, rising late, or after a resume."""
@@ -87,7 +122,13 @@ class LrSchedule(Rule):
             self.before_resume, self.was_falling = previous, previous < self.peak
         if self.resumed is not None and self.after < 5:
             self._resumed(rate, run)
-        peak = self.peak
+        risen = self._risen(rate, previous, run)
+        if risen is not None and risen.severity is None:
+            return risen  # before it can become the peak that the rest is measured by
+        return self._scheduled(row, rate, previous, run) or risen
+
+    def _scheduled(self, row: MetricRow, rate: float, previous: float, run: Run) -> Breach | None:
+        count, peak = self.count, self.peak
         if rate > peak:
             self.peak = rate
             self.low_since = -1
@@ -104,6 +145,54 @@ class LrSchedule(Rule):
         if count <= 100 and peak >= self.cold and count >= 10:
             return self.restart or self._cold(run)
         return self.restart
+
+    def _risen(self, rate: float, previous: float, run: Run) -> Breach | None:
+        stated = run.number("learning_rate") or 0.0
+        begins = run.rows_since_resume <= 1
+        if stated != self.stated:
+            self.lowered = self.followed and 0.0 < stated < self.stated and begins
+            self.followed, self.stated, self.above = self.lowered, stated, None
+        steady, self.steady = self.steady, 0 if rate > previous else self.steady + 1
+        if begins:
+            self.steady, self.above, self.jumped = 0, None, None
+            return None
+        if stated > 0.0:
+            if not self.followed and rate <= previous:
+                self.followed = 0.9 * stated <= self.peak <= 1.1 * stated
+            if rate > stated * self.excess * (self.easing if self.above is not None else 1.0):
+                self.above = self.above or self._above(rate, stated, run)
+                if self.above is not None:
+                    return self.above
+            else:
+                self.above = None
+                self.lowered = self.lowered and rate > 1.1 * stated
+        if not rate > 1.05 * max(self.peak, stated):
+            self.jumped = None
+        elif self.jumped is None and steady >= self.calm and 0.0 < self.jump * previous <= rate and _one_rate(run):
+            self.jumped = Breach(
+                f"the learning rate jumped from {previous:.2g} to {rate:.2g} at step {run.step}, after {steady} logs "
+                "in which it did not rise",
+                {"learning_rate": rate, "before": previous, "ratio": rate / previous, "since_step": run.step,
+                 "case": "jump"},
+            )  # fmt: skip
+        return self.jumped
+
+    def _above(self, rate: float, stated: float, run: Run) -> Breach | None:
+        known = run.facts["learning_rate"]
+        if known.inferred or not _one_rate(run):
+            return None
+        told = f"the learning rate is {rate:.2g}, {rate / stated:.2g} times the stated learning_rate {stated:g}"
+        evidence = {"learning_rate": rate, "stated": stated, "ratio": rate / stated, "since_step": run.step}
+        if self.lowered:
+            return Breach(
+                f"{told}: the run was resumed at step {run.resumed_step} and goes on with the rate of before",
+                evidence | {"case": "kept"},
+            )
+        if self.followed:
+            return Breach(f"{told}, since step {run.step}", evidence | {"case": "above"})
+        if known.origin != "callback" or self.count < self.min_points or rate > self.peak:
+            return None  # a file's facts may be those of a later part of the run
+        return Breach(f"{told}, and was never near it", evidence | {"case": "other"}, Severity.INFO)
 
     def _low(self, row: MetricRow, rate: float, run: Run) -> Breach | None:
         if self.peak == 0.0:
@@ -231,6 +320,34 @@ class LrSchedule(Rule):
                 "falls smoothly, leave it"
             )
             return [warmup(run, why, share=0.03, confidence="low", direction="up")]
+        if case in ("above", "jump"):
+            since = breach.evidence["since_step"]
+            return [
+                Adjustment(
+                    "", proposed=f"look at what changed there, at step {since}: the function of a LambdaLR returns a "
+                    "factor of the stated rate, a gamma above 1 raises it at each milestone, and a callback may set "
+                    "the optimizer's lr", apply="check", confidence="high",
+                    why="none of the Trainer's usual schedules raises the rate above the stated one; go on from a "
+                    f"checkpoint before step {since}",
+                )
+            ]  # fmt: skip
+        if case == "kept":
+            return [
+                Adjustment(
+                    "", proposed="delete scheduler.pt from the checkpoint and resume again", apply="check",
+                    confidence="high",
+                    why="a resumed Trainer takes its learning rate from there, not from its arguments",
+                    cost="the schedule begins anew, warm-up included",
+                )
+            ]  # fmt: skip
+        if case == "other":
+            return [
+                Adjustment(
+                    "", proposed="look at optimizer and scheduler: made by hand, they use their own rate and not "
+                    "learning_rate; state the one that is meant", apply="check", confidence="medium",
+                    why="what is stated is what a later run, and a comparison of runs, will go by",
+                )
+            ]  # fmt: skip
         advice = [
             Adjustment(
                 "", proposed="resume with trainer.train(resume_from_checkpoint=…) from a folder that holds "
@@ -247,3 +364,11 @@ class LrSchedule(Rule):
                 )
             )  # fmt: skip
         return advice
+
+
+def _one_rate(run: Run) -> bool:
+    """Whether all parameters have the stated rate, and no schedule that raises it by design."""
+    if any(run.fact(name) is not None for name in SEVERAL_RATES):
+        return False
+    schedule = str(run.fact("lr_scheduler_type", "")).lower()
+    return not any(part in schedule for part in RAISES)

@@ -32,10 +32,12 @@ class PerfStall(Rule):
     ## How it decides
     The last sign of the trainer (a step, a row, a bar, a save) is longer ago than `max(10 typical steps, 300 s)`.
 
-    - During an evaluation or a save, or where the GPU is at work (20 % utilisation or more, with 40 % or more of its
-      power limit, where that is told), or where it is not known what the trainer does and no GPU shows that it does
-      nothing, 1800 s stand in place of 300 s. Not where all of its processes have slept for 300 s (below 0.01 cores
-      each, none waits for a disk), the network carried less than 100 kB/s meanwhile, and no GPU is at work.
+    - During an evaluation or a save 1800 s stand in place of 300 s, whatever the machine shows: what scores or uploads
+      may be a process that is not followed, for which the trainer sleeps.
+    - So they do where the GPU is at work (20 % utilisation or more, with 40 % or more of its power limit, where that is
+      told), or where it is not known what the trainer does and no GPU shows that it does nothing. In the latter case
+      300 s hold all the same where all of its processes have slept for 300 s (below 0.01 cores each, none waits for a
+      disk) and the network carried less than 100 kB/s meanwhile.
     - From outside, where signs may be far apart, at least three times the longest silence that ended so far.
     - Before the first step, 1200 s: loading a model, tokenising a data set take long. Not where the GPU is at work.
       From outside (`lorawatch tail`) nothing is judged before the first row.

@@ -151,9 +151,7 @@ def saving_run(save: float, *, evaluation: float = 0.0, work: float = 0.055) -> 
         done += span
         saves = sum(number % 2 == 0 for number in numbers)
         evaluated = evaluation * sum(number % 80 == 0 for number in numbers)
-        steps = [
-            Step(0.0, work, 0.0, (number % 2 == 0) * save + (number % 80 == 0) * evaluation) for number in numbers
-        ]
+        steps = [Step(0.0, work, 0.0, (number % 2 == 0) * save + (number % 80 == 0) * evaluation) for number in numbers]
         records.append(
             StepTiming(done, span, steps, time=float(done), evaluation=evaluated, saving=saves * save, saves=saves)
         )
