@@ -56,7 +56,7 @@ _HOST: dict[str, tuple[str, Callable[[HostReading], float | None]]] = {
     "lorawatch_host_swap_in_bytes_per_second": ("Rate of swapping in.", lambda host: host.swap_in_rate),
     "lorawatch_host_major_faults_per_second": ("Page faults that read from storage.", lambda h: h.major_faults_rate),
     "lorawatch_host_cpus": ("Processors that may be used, by affinity and quota.", lambda host: host.cpus),
-    "lorawatch_host_cpus_in_use": ("Processors in use on the machine.", lambda host: host.cpu),
+    "lorawatch_host_cpus_in_use": ("Processors in use, of those that may be used.", lambda host: host.cpu),
     "lorawatch_host_load1": ("Load average over a minute.", lambda host: host.load),
     "lorawatch_disk_total_bytes": ("Size of the file system that checkpoints go to.", lambda host: host.disk_total),
     "lorawatch_disk_free_bytes": ("Free on the file system that checkpoints go to.", lambda host: host.disk_free),

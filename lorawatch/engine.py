@@ -274,6 +274,12 @@ class Engine:
             finding.severity = severity
             self._describe(watch, finding, breach)
             self._tell("escalated", finding)
+        elif (
+            rule.retells
+            and severity == finding.severity
+            and breach.evidence.get("case") != finding.evidence.get("case")
+        ):
+            self._describe(watch, finding, breach)
 
     def _open(self, watch: _Watch, breach: Breach) -> None:
         rule, run, last = watch.rule, self.run, watch.last

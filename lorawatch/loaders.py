@@ -20,7 +20,7 @@ class Load:
     Attributes:
         seconds: Time that it covers.
         cpus: Processors that may be used.
-        cpu: Cores in use, all processes together.
+        cpu: Cores of these in use, all processes together.
         ranks: Trainers on this machine: this one and those of other ranks.
         workers: Data-loader workers of this machine; 0 where the trainer was seen, and no worker.
         worker_cpu: Cores a worker.

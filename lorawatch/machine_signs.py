@@ -47,8 +47,9 @@ def of_the_host(run: Run) -> list[Adjustment]:
         found.append(look(memory, f"{share:.0f} % of it is available", confidence="high"))
     elif host.swap_in_rate is not None and host.swap_in_rate > 1e6:
         found.append(look(memory, f"{host.swap_in_rate / 1e6:.3g} MB/s are swapped in", confidence="high"))
-    if host.cpu is not None and host.cpus and host.cpu > 0.95 * host.cpus:
-        own = sum(process.cpu or 0.0 for process in host.processes)
+    own = sum(process.cpu or 0.0 for process in host.processes)
+    # A run that fills the processors that it is bound to is not slowed down by others.
+    if host.cpu is not None and host.cpus and host.cpu > 0.95 * host.cpus and own < 0.9 * host.cpu:
         found.append(
             look(
                 "look at what else runs on this machine: top, or the queue's other jobs",

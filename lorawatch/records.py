@@ -284,8 +284,11 @@ class HostReading(msgspec.Struct, frozen=True, tag_field="type", tag="host", omi
         memory_available: Bytes of these that can be had without swapping, at the lowest look.
         swap_in_rate: Bytes a second swapped in.
         major_faults_rate: Page faults a second, of the whole machine, that had to read from storage.
-        cpus: Processors that may be used: affinity and CPU quota respected.
-        cpu: Mean cores in use on the whole machine.
+        cpus: Processors that the trainer may use: its affinity and the CPU quota of its cgroup respected. Both are read
+            at the start and every 30 s.
+        cpu: Mean cores of these that are taken, by whichever process: ``cpus - cpu`` are free. On a machine of 64, of
+            which a run is bound to one, it is about 1 at most. Where the quota is less than the affinity leaves, what
+            the cgroup uses counts, or more where others leave less of the processors. None where that cannot be told.
         load: Load average over a minute.
         disk_path: Where the run's checkpoints go: the file system that ``disk_*`` tells of.
         disk_total: Its bytes.

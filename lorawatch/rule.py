@@ -82,6 +82,8 @@ class Rule(ABC):
     """Points of its first needed metric (the best known one of ``needs_any``) before which no breach counts."""
     latched: ClassVar[bool] = False
     """True when the finding, once open, stays open to the end of the run: what it tells cannot be undone by it."""
+    retells: ClassVar[bool] = False
+    """True when an open finding is told anew where the breach's ``case`` (in its evidence) changes."""
     suppresses: ClassVar[tuple[str, ...]] = ()
     """Rules (or ``family/*``) whose findings are symptoms of this one: they are folded under its incident."""
 

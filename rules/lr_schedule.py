@@ -46,21 +46,22 @@ class LrSchedule(Rule):
       for the schedule began anew (unless the run states another rate now: then it was meant to). More than 1.5 times
       as high, when it was falling before: information, for a longer
       `num_train_epochs` stretches the schedule in the same way.
-    - The rate follows the stated `learning_rate` (it has stood or fallen from a peak within 10 % of it) and then exceeds
-      it by more than half: a warning at once, or 2 logs after a resume. A rate that has been that far above the stated
-      one all along is information: an optimizer made by hand need not use what is stated. Facts that a file gives
-      beside the log are not enough for the latter, for they may be those of a later part of the run.
-    - The rate triples from one log to the next, to more than 5 % above its peak and the stated rate, when it had not
-      risen for 5 logs: a warning. Not at a resume.
-    - Neither is asked where groups of parameters have rates of their own (LoRA+), or of schedules that restart, cycle
-      or search (`greedy`).
+    - The rate follows the stated `learning_rate` (it has stood or fallen, its peak within 10 % of it), then exceeds it
+      by more than half: a warning at once. At a resume it may be the stated rate that fell: told from the second log
+      on. A rate that was that far above the stated one all along is information, where a callback told the facts: an
+      optimizer made by hand need not use what is stated, and a file beside the log may be of a later part of the run.
+    - The rate triples from one log to the next, to more than 5 % above its peak and above the stated rate, when it had
+      not risen for 5 logs: a warning. Not at a resume.
+    - The last two are not asked where groups of parameters have rates of their own (LoRA+), nor of schedules that
+      restart, cycle or search (`greedy`).
     - No warm-up, with a rate of 2e-4 or more: information. Told from the facts, or from a rate of at least 90 % of
       the peak in the first 2 steps.
 
     ## What to change
     Make the schedule fit: the steps that the scheduler was made for must be those of the run. `warmup_steps` of 3 to
-    10 % of the run. On a resume, restore `scheduler.pt` and `optimizer.pt`. Where the rate rose in mid-run, look at what
-    changed there: a `LambdaLR` multiplies the stated rate by what its function returns, and a `gamma` above 1 raises it.
+    10 % of the run. On a resume, restore `scheduler.pt` and `optimizer.pt`. Where the rate rose in mid-run, look at
+    what changed there: a `LambdaLR` multiplies the stated rate by what its function returns, and a `gamma` above 1
+    raises it.
 
     ## Known false alarms
     A log that prints the rate with four decimals shows 2e-5 as 0.0000; that is why the loss is looked at. A one-cycle
@@ -71,7 +72,10 @@ class LrSchedule(Rule):
     confidence; one of medium confidence does (a warm-up of 500 of its 555 steps). A cosine is below 1 % of its peak
     only in the last 6.4 % of its cycle, a linear decay in the last 1 %. No schedule of `get_scheduler` but GreedyLR
     exceeds the configured rate (transformers 5.24, `optimization.py`; `cosine_with_min_lr` does with a `min_lr` above
-    it). The factors of 1.5 and 3 are heuristics: TBD
+    it). The factors of 1.5 and 3 are heuristics: neither case fires on 181 public logs (113 log a rate, 12 of them
+    state one) nor on 24 healthy runs of the reference trainer; a rate times 18 or 30 in mid-run is told at its first
+    log in 4 of 4, stated or not. That a resumed Trainer keeps the rate of `scheduler.pt` was measured with
+    transformers 5.23.
     """
 
     id: ClassVar[str] = "lr/schedule"
@@ -96,6 +100,7 @@ class LrSchedule(Rule):
     rising: bool = state(lambda: True)
     low_since: int = state(lambda: -1)
     before_resume: float = state(float)
+    peak_before: float = state(float)
     was_falling: bool = state(bool)
     resumed: int | None = state(lambda: None)
     after: int = state(int)
@@ -115,11 +120,11 @@ class LrSchedule(Rule):
         rate = row.values["learning_rate"]
         if not rate >= 0.0:
             return None
-        self.count = count = self.count + 1
+        self.count += 1
         previous, self.previous = self.previous, rate
         if run.resumed_step is not self.resumed:
             self.resumed, self.after = run.resumed_step, 0
-            self.before_resume, self.was_falling = previous, previous < self.peak
+            self.before_resume, self.peak_before, self.was_falling = previous, self.peak, previous < self.peak
         if self.resumed is not None and self.after < 5:
             self._resumed(rate, run)
         risen = self._risen(rate, previous, run)
@@ -232,7 +237,7 @@ class LrSchedule(Rule):
     def _resumed(self, rate: float, run: Run) -> None:
         self.after += 1
         before, stated = self.before_resume, run.number("learning_rate")
-        if not before > 0.0 or (stated is not None and not 0.9 < stated / self.peak < 1.1):
+        if not before > 0.0 or (stated is not None and not 0.9 < stated / self.peak_before < 1.1):
             return  # another rate on purpose begins a schedule of its own
         if self.after == 1:
             self.first_after = rate

@@ -25,9 +25,11 @@ class SigHiddenNan(Rule):
     - Loss exactly 0 beside a gradient norm of NaN: at once; 2 logs in a row where the run says that it uses fp16, and
       in preference and reinforcement runs, whose loss may be 0.
     - Loss above 0 beside a gradient norm that is not finite: at once where the run says that it uses bf16, or that it
-      does not use fp16; else 2 logs in a row, because the loss scaler of fp16 skips a step now and then, which is
-      harmless. In the first 50 steps, where the scaler still looks for its scale, 10 logs in a row. It is a warning
-      until the 4th log in a row.
+      does not use fp16. These two are a warning at the first log, because the step may have been skipped, as DeepSpeed
+      and guards do: the next gradient norm tells. They are critical at the second, be it the next log or a later one.
+    - Loss above 0 beside such a norm in a run that uses fp16 or does not say: 2 logs in a row, because the loss scaler
+      skips a step now and then, which is harmless. In the first 50 steps, where the scaler still looks for its scale,
+      10 logs in a row. It is a warning until the 4th log in a row.
     - Loss exactly 0 beside a gradient norm that is the square root of a whole number and does not move: DeepSpeed
       writes -1 for the norm of each parameter group with a gradient that is not finite, so that 3 groups give 1.7321.
 
@@ -38,14 +40,16 @@ class SigHiddenNan(Rule):
 
     ## Known false alarms
     A run in fp16 that does not say so may skip two logged steps in a row by chance: that is a warning, and resolves.
+    A run whose guard skips two bad batches lives on, and is critical at the second: such batches come again.
 
     ## Sources
     Measured: a NaN put into step 4 of a Trainer run gives loss 0.0 and `grad_norm` NaN from then on, never a NaN
-    loss. Read in the source of transformers 5.23 (`_run_epoch`: the loss is replaced, the step is taken). trl issue
-    6702 reports it for GRPO. Of the public runs both that hide a NaN fire at the first log that shows it; the healthy
-    run with one infinite norm (step 33) does not. The counts 2, 4 and 10 follow GradScaler's defaults (it starts at
-    65,536 and halves at each overflow, so that 16 skips at the start are still normal). DeepSpeed's -1 is background
-    knowledge; one excerpt with a norm of exactly √3 beside a loss of 0 (LLaMA-Factory issue 9567) agrees with it.
+    loss; where a guard skips the one bad step, one log has loss 0.0 and NaN, and the norms after it are finite. Read
+    in the source of transformers 5.23 (`_run_epoch`: the loss is replaced, the step is taken). trl issue 6702 reports
+    it for GRPO. Of the public runs both that hide a NaN fire at the first log that shows it; the healthy run with one
+    infinite norm (step 33) does not. The counts 2, 4 and 10 follow GradScaler's defaults (it starts at 65,536 and
+    halves at each overflow, so that 16 skips at the start are still normal). DeepSpeed's -1 is background knowledge;
+    one excerpt with a norm of exactly √3 beside a loss of 0 (LLaMA-Factory issue 9567) agrees with it.
     """
 
     id: ClassVar[str] = "sig/hidden-nan"
@@ -62,12 +66,14 @@ class SigHiddenNan(Rule):
     skips: int = param(2, unit="logs", help="Logs in a row that are more than a skipped step of the fp16 scaler.")
     search_steps: int = param(50, unit="steps", help="Steps at the start in which the scaler looks for its scale.")
     search_skips: int = param(10, unit="logs", help="Logs in a row that are too many even then.")
-    certain: int = param(4, unit="logs", help="Logs in a row, with a loss above 0, that make it critical.")
+    certain: int = param(4, unit="logs", help="Logs in a row that make it critical where a scaler may skip.")
+    times: int = param(2, unit="logs", help="Logs, in a row or not, that make it critical where no scaler skips.")
     streak: int = state(int)
     same: int = state(int)
     previous: float = state(lambda: -2.0)
     first_step: int = state(int)
     last_finite: int = state(lambda: -1)
+    seen: int = state(int)
 
     def judge(self, row: MetricRow, run: Run) -> Breach | None:
         """Look for a gradient norm that is not finite beside a finite loss."""
@@ -89,15 +95,15 @@ class SigHiddenNan(Rule):
         half, bfloat = run.fact("fp16"), run.fact("bf16")
         if loss == 0.0:
             zero_is_normal = run.kind in REINFORCEMENT or "rewards/chosen" in run.series
-            if self.streak < (self.skips if half or zero_is_normal else 1):
-                return None
-            return self._breach(loss, norm, run, None)
-        if half is not False and not (bfloat and not half):
+            if half or zero_is_normal:
+                return self._breach(loss, norm, run, None) if self.streak >= self.skips else None
+        elif half is not False and not (bfloat and not half):
             needed = self.search_skips if run.step <= self.search_steps else self.skips
             if self.streak < needed:
                 return None
-        sure = bfloat and not half
-        return self._breach(loss, norm, run, None if sure or self.streak >= self.certain else Severity.WARNING)
+            return self._breach(loss, norm, run, None if self.streak >= self.certain else Severity.WARNING)
+        self.seen += 1
+        return self._breach(loss, norm, run, None if self.seen >= self.times else Severity.WARNING)
 
     def _frozen_norm(self, norm: float, run: Run) -> Breach | None:
         square = norm * norm
@@ -114,12 +120,15 @@ class SigHiddenNan(Rule):
         )
 
     def _breach(self, loss: float, norm: float, run: Run, severity: Severity | None) -> Breach:
-        since = f"since step {self.first_step}" if self.streak > 1 else f"at step {run.step}"
+        lone = self.streak == 1
+        since = f"at step {run.step}" if lone else f"since step {self.first_step}"
+        if lone and self.seen > 1:
+            since += f" ({self.seen - 1} such log{'s' if self.seen > 2 else ''} before)"
         told = f"grad_norm is {norm:g} {since}" if norm != -1.0 else f"grad_norm is -1 (DeepSpeed: not finite) {since}"
         if loss == 0.0:
             summary = (
-                f"{told} while the log shows a loss of 0.0: the loss is NaN, and logging_nan_inf_filter hides it; the "
-                "optimizer keeps stepping"
+                f"{told} while the log shows a loss of 0.0: the loss is NaN, and logging_nan_inf_filter hides it; "
+                + ("the next log tells whether that step was skipped" if lone else "the optimizer keeps stepping")
             )
         else:
             summary = f"{told} while the log shows a loss of {loss:.4g}: the steps behind it are NaN or were skipped"
@@ -136,10 +145,12 @@ class SigHiddenNan(Rule):
         good = breach.evidence["last_finite_step"]
         where = f"at or before step {good}" if isinstance(good, int) and good >= 0 else f"before step {step}"
         where += " (the base model, where there is none)"
+        lone = breach.evidence.get("logs_in_a_row") == 1
+        stop = "if the next grad_norm is not finite either, stop the run" if lone else "stop the run"
         told = f"from step {good} to" if isinstance(good, int) and good >= 0 else "up to"
         advice = [
             Adjustment(
-                "", proposed=f"stop the run and take the last checkpoint {where}; before resuming, look for NaN in "
+                "", proposed=f"{stop} and take the last checkpoint {where}; before resuming, look for NaN in "
                 "its adapter: any(t.isnan().any() for t in safetensors.torch.load_file('adapter_model.safetensors')"
                 ".values())",
                 apply="check", confidence="high",
@@ -162,5 +173,5 @@ class SigHiddenNan(Rule):
             apply="check", confidence="medium",
             why="a mean over 0 tokens is NaN in any precision, and comes back at the same batch",
         )  # fmt: skip
-        # A lone NaN, as long as it is only a warning, is more likely one bad batch than a rate that is too high.
-        return [batches, *advice] if breach.severity is Severity.WARNING else [*advice, batches]
+        # A lone NaN, or one that is only a warning, is more likely a bad batch than a rate that is too high.
+        return [batches, *advice] if lone or breach.severity is Severity.WARNING else [*advice, batches]

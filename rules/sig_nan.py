@@ -25,7 +25,8 @@ class SigNan(Rule):
     The other numbers of the log tell how bad it is.
 
     - Loss not finite, gradient norm not finite: critical; at the first such log where the run says that it uses bf16,
-      else at the second in a row, because the loss scaler of fp16 may have skipped the first step.
+      else at the second in a row, because the loss scaler of fp16 may have skipped the first step: until then a
+      warning, and the next gradient norm tells.
     - Loss not finite, gradient norm finite: the log is poisoned, the model probably lives. A warning.
     - Loss not finite, no gradient norm in the log: a warning, critical from the 3rd in a row.
     - No gradient norm in the log, and a supervised loss that goes from above 0.3 to exactly 0 and stays there for 10
@@ -53,6 +54,7 @@ class SigNan(Rule):
     title: ClassVar[str] = "The loss is NaN"
     severity: ClassVar[Severity] = Severity.CRITICAL
     needs_any: ClassVar[tuple[str, ...]] = ("loss", "eval_loss", "eval_*_loss")
+    retells: ClassVar[bool] = True
     suppresses: ClassVar[tuple[str, ...]] = (
         "sig/fp16-scaler", "sig/dead-gradient", "sig/ga-loss-scale", "loss/*", "grad/*", "lr/*", "eval/*", "pref/*",
         "rl/*",
@@ -129,12 +131,15 @@ class SigNan(Rule):
             )
         self.dead += 1
         sure = self.dead >= self.dead_logs or (run.fact("bf16") and not run.fact("fp16"))
-        return Breach(
-            f"training loss and gradient norm are {loss:g} and {norm:g}{since}: the adapter is NaN, or becomes so with "
-            "the next step",
-            evidence | {"case": "dead"},
-            None if sure else Severity.WARNING,
-        )
+        since = f" for {self.dead} logs" if self.dead > 1 else ""
+        told = f"training loss and gradient norm are {loss:g} and {norm:g}{since}"
+        if not sure:
+            return Breach(
+                f"{told}: the adapter is NaN, unless that step was skipped; the next gradient norm tells",
+                evidence | {"case": "lone"},
+                Severity.WARNING,
+            )
+        return Breach(f"{told}: the adapter is NaN, or becomes so with the next step", evidence | {"case": "dead"})
 
     def _judge_eval(self, row: MetricRow, run: Run) -> Breach | None:
         found: Breach | None = None
@@ -170,7 +175,7 @@ class SigNan(Rule):
         return found or next(iter(self.broken_evals.values()), None)
 
     def advise(self, breach: Breach, run: Run) -> list[Adjustment]:
-        """By the case: a dead run, a poisoned log, or an evaluation set with label-less rows."""
+        """By the case: a dead run, one lone NaN, a poisoned log, or an evaluation set with label-less rows."""
         case, good = breach.evidence["case"], breach.evidence["last_finite_step"]
         if case == "eval":
             return [
@@ -195,9 +200,10 @@ class SigNan(Rule):
                 _batches(good),
             ]  # fmt: skip
         where = f"at or before step {good}" if good is not None else "that is clean, or from the base model"
+        stop = "if the next grad_norm is not finite either, stop the run" if case == "lone" else "stop the run"
         advice = [
             Adjustment(
-                "", proposed=f"stop the run and go back to the last checkpoint {where}; look for NaN in its adapter "
+                "", proposed=f"{stop} and go back to the last checkpoint {where}; look for NaN in its adapter "
                 "(torch.isnan over adapter_model.safetensors) before resuming, and never keep a later one",
                 apply="check", confidence="high",
                 why="Adam keeps a NaN for good: waiting does not heal it",

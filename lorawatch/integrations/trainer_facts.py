@@ -22,6 +22,7 @@ ARGUMENTS = (
     "eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps", "save_total_limit",
     "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
     "gradient_checkpointing", "activation_checkpointing", "group_by_length", "train_sampling_strategy",
+    "loraplus_lr_ratio", "loraplus_lr_embedding", "embedding_learning_rate",
     "neftune_noise_alpha", "label_smoothing_factor", "use_liger_kernel", "torch_compile", "ddp_find_unused_parameters",
     "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_pin_memory",
     "dataloader_drop_last", "save_only_model", "torch_empty_cache_steps", "auto_find_batch_size",

@@ -61,16 +61,46 @@ class MemoryLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class CpuQuota:
+    """One group that limits processor time.
+
+    Attributes:
+        cpus: Processors' worth of time that it allows.
+        usage: Files that tell what was used of it, the first that can be read counts: ``cpu.stat`` of version 2,
+            ``cpuacct.usage`` of version 1.
+    """
+
+    cpus: float
+    usage: tuple[Path, ...]
+
+    def used(self) -> float | None:
+        """Seconds of processor time that all processes of the group have used; None where it cannot be read."""
+        for file in self.usage:
+            if file.name == "cpu.stat":
+                used, unit = _field(file, b"usage_usec "), 1e-6
+            else:
+                used, unit = _number(file), 1e-9
+            if used is not None:
+                return used * unit
+        return None
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """The limits that hold for one process.
 
     Attributes:
         memory: The groups that limit memory, the tightest first; empty when none does.
-        cpus: Processors' worth of time that may be used; None when there is no quota.
+        quota: The group that leaves the least processor time; None when none limits it.
     """
 
     memory: tuple[MemoryLimit, ...] = ()
-    cpus: float | None = None
+    quota: CpuQuota | None = None
+
+    @property
+    def cpus(self) -> float | None:
+        """Processors' worth of time that may be used; None when there is no quota."""
+        return None if self.quota is None else self.quota.cpus
 
     @property
     def memory_total(self) -> int | None:
@@ -90,7 +120,7 @@ def limits_of(pid: int | None, *, root: Path = ROOT) -> Limits:
         root: Where the groups are mounted; given by tests.
     """
     memory: list[MemoryLimit] = []
-    quotas: list[float] = []
+    quotas: list[CpuQuota] = []
     for controllers, path in _groups(pid):
         if controllers == {""}:
             base = root / "unified" if (root / "unified").is_dir() else root
@@ -103,9 +133,9 @@ def limits_of(pid: int | None, *, root: Path = ROOT) -> Limits:
         if "cpu" in controllers:
             base = root / "cpu" if (root / "cpu").is_dir() else root / "cpu,cpuacct"
             for folder in _levels(base, path):
-                quotas += _quota_v1(folder)
+                quotas += _quota_v1(folder, root / "cpuacct" / folder.relative_to(base))
     memory.sort(key=lambda one: one.limit)
-    return Limits(tuple(memory), min(quotas, default=None))
+    return Limits(tuple(memory), min(quotas, key=lambda one: one.cpus, default=None))
 
 
 def _groups(pid: int | None) -> Iterator[tuple[set[str], str]]:
@@ -135,19 +165,21 @@ def _memory_limit(folder: Path, names: Names) -> list[MemoryLimit]:
     return [] if limit is None or limit >= _UNLIMITED else [MemoryLimit(folder, names, limit)]
 
 
-def _quota_v2(folder: Path) -> list[float]:
+def _quota_v2(folder: Path) -> list[CpuQuota]:
     fields = _read(folder / "cpu.max", 64).split()
     if len(fields) != 2:
         return []
-    return _share(_whole(fields[0]), _whole(fields[1]))
+    return _share(_whole(fields[0]), _whole(fields[1]), folder / "cpu.stat")
 
 
-def _quota_v1(folder: Path) -> list[float]:
-    return _share(_number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us"))
+def _quota_v1(folder: Path, accounts: Path) -> list[CpuQuota]:
+    """The quota of a group; ``accounts`` is its folder where processor time is counted by a controller apart."""
+    quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+    return _share(quota, period, folder / "cpuacct.usage", accounts / "cpuacct.usage")
 
 
-def _share(quota: int | None, period: int | None) -> list[float]:
-    return [quota / period] if quota and period else []
+def _share(quota: int | None, period: int | None, *usage: Path) -> list[CpuQuota]:
+    return [CpuQuota(quota / period, usage)] if quota and period else []
 
 
 def _number(path: Path) -> int | None:
@@ -161,10 +193,15 @@ def _whole(text: bytes) -> int | None:
 
 def _stat(path: Path, name: bytes) -> int:
     """A value of ``memory.stat``; 0 when it is not there: then no cache counts as free."""
+    return _field(path, name) or 0
+
+
+def _field(path: Path, name: bytes) -> int | None:
+    """The value of a line of the form ``name value``; None when it is not there."""
     for line in _read(path, _STAT_BYTES).splitlines():
         if line.startswith(name):
-            return _whole(line[len(name) :].strip()) or 0
-    return 0
+            return _whole(line[len(name) :].strip())
+    return None
 
 
 def _read(path: Path, size: int) -> bytes:

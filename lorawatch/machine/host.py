@@ -13,14 +13,14 @@ import psutil
 from lorawatch.machine.cgroup import ROOT, Limits, limits_of
 from lorawatch.machine.checkpoint_size import CheckpointSize
 from lorawatch.machine.followed_process import FollowedProcess
-from lorawatch.machine.host_rates import MOST_BYTES, SYS, MachineCounters
+from lorawatch.machine.host_rates import MOST_BYTES, SYS, MachineCounters, Usable
 from lorawatch.machine.problems import Problems
 from lorawatch.machine.processes import JobProcesses, Role, Trainer
 from lorawatch.machine.trainer_process import ERRORS
 from lorawatch.records import HostReading, ProcessReading
 
 LIMITS_INTERVAL = 30.0
-"""Seconds for which the limits of the control group are taken to stay as they are."""
+"""Seconds for which affinity and the limits of the control group are taken to stay as they are."""
 
 _ORDER: tuple[Role, ...] = ("trainer", "rank", "worker")
 
@@ -78,6 +78,7 @@ class HostSampler:
         self._trainer: Trainer | None = None
         self._job: JobProcesses | None = None
         self._limits = Limits()
+        self._processors: frozenset[int] | None = None
         self._limits_read: float | None = None
         self._read: float | None = None
         self._memory_total: int | None = None
@@ -102,6 +103,7 @@ class HostSampler:
         self._trainer = trainer
         self._job = None if trainer is None else JobProcesses(trainer, clock=self._clock)
         self._limits_read = None
+        self._processors = None
 
     @property
     def pids(self) -> frozenset[int]:
@@ -140,12 +142,14 @@ class HostSampler:
         clock = self._clock()
         seconds = 0.0 if self._read is None else max(clock - self._read, 0.0)
         self._read = clock
-        rates = self._counters.rates(seconds)
+        usable = Usable(self._processors, self._limits.quota)
+        rates = self._counters.rates(seconds, usable)
         path, total, free = self._disk()
         trainer = self._trainer
         reading = HostReading(
             time=now, seconds=seconds, memory_total=self._memory_total, memory_available=self._memory_lowest,
-            swap_in_rate=rates.swap_in, major_faults_rate=rates.major_faults, cpus=self._cpus(), cpu=rates.cpu,
+            swap_in_rate=rates.swap_in, major_faults_rate=rates.major_faults, cpu=rates.cpu,
+            cpus=self._problems.ask("processors", lambda: usable.cpus),
             load=self._problems.ask("load average", lambda: psutil.getloadavg()[0]),
             disk_path=path, disk_total=total, disk_free=free, disk_read_rate=rates.disk_read,
             disk_write_rate=rates.disk_write, receive_rate=rates.receive, send_rate=rates.send,
@@ -162,6 +166,7 @@ class HostSampler:
             self._limits = limits_of(None, root=self._cgroup)
         elif trainer.alive:  # one that has ended is in no group any more: what held for it stays known
             self._limits = limits_of(trainer.pid, root=self._cgroup)
+        self._processors = self._problems.ask("affinity", self._affinity) or self._processors
 
     def _look_at_memory(self) -> None:
         memory = self._problems.ask("memory", psutil.virtual_memory)
@@ -187,17 +192,16 @@ class HostSampler:
         # A trainer that was found late stands behind the workers that were followed before it.
         return sorted((one for one in found if one is not None), key=lambda one: _ORDER.index(one.role))
 
-    def _cpus(self) -> float | None:
-        known = [self._problems.ask("processors", self._affinity), self._limits.cpus]
-        return min((float(one) for one in known if one is not None), default=None)
-
-    def _affinity(self) -> int | None:
+    def _affinity(self) -> frozenset[int] | None:
+        """Numbers of the processors that the trainer may run on; None where the system does not tell."""
         if self._trainer is not None:
             try:
-                return len(self._trainer.process.cpu_affinity() or []) or None
+                return frozenset(self._trainer.process.cpu_affinity() or ()) or None
             except (*ERRORS, AttributeError):
-                pass  # it has ended: what lorawatch itself may use is the next best
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count()
+                # It has ended. What it was bound to stays known; else what lorawatch itself may use is the next best.
+                if self._processors is not None:
+                    return self._processors
+        return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
     def _disk(self) -> tuple[str, int | None, int | None]:
         """The folder whose file system is looked at, its size and what is free of it."""

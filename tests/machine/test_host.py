@@ -64,6 +64,14 @@ class Machine:
             "a\nb\n" + "".join(nic.format(name, n=amount) for name in ("lo", "eth0", "docker0", "bond0")),
         )
 
+    def worked(self, **seconds: float) -> None:
+        """Set for how long each processor has worked, named as in /proc/stat."""
+        ticks = {name: round(each * os.sysconf("SC_CLK_TCK")) for name, each in seconds.items()}
+        lines = [
+            f"{name} {each} 0 0 900000 0 0 0 0 0 0" for name, each in {"cpu": sum(ticks.values()), **ticks}.items()
+        ]
+        self.write("proc/stat", "\n".join([*lines, "btime 1700000000", ""]))
+
     def later(self, seconds: float) -> HostReading:
         self.now += seconds
         return self.sampler.reading(NOW + self.now, Progress())
@@ -81,7 +89,14 @@ def meminfo(total: int, available: int) -> str:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path / "proc"))
+    bind(monkeypatch, *range(4), of=4)
     return Machine(tmp_path)
+
+
+def bind(monkeypatch: pytest.MonkeyPatch, *processors: int, of: int) -> None:
+    """Let lorawatch run on these processors of a made-up machine."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(processors))
+    monkeypatch.setattr(psutil, "cpu_count", lambda: of)
 
 
 @pytest.fixture
@@ -248,6 +263,116 @@ def test_without_a_lower_limit_the_machine_counts(tree: dict[str, str], machine:
     assert reading.cpus == len(os.sched_getaffinity(0))
 
 
+@pytest.mark.parametrize(
+    ("processors", "cpus", "cpu"), [({0}, 1, 1.0), ({1}, 1, 0.1), ({0, 2}, 2, 1.5), ({0, 1, 2, 3}, 4, 2.6)]
+)
+def test_processors_in_use_are_those_that_the_run_may_use(
+    processors: set[int], cpus: float, cpu: float, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bind(monkeypatch, *processors, of=4)
+    machine.worked(cpu0=100, cpu1=100, cpu2=100, cpu3=100)
+    assert machine.later(0).cpu is None
+    machine.worked(cpu0=110, cpu1=101, cpu2=105, cpu3=110)
+    reading = machine.later(10)
+    assert reading.cpus == cpus
+    assert reading.cpu == pytest.approx(cpu)
+
+
+def test_processors_keep_their_numbers_where_others_are_offline(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bind(monkeypatch, 4, of=3)
+    machine.write("sys/devices/system/cpu/online", "0-1,4\n")
+    machine.worked(cpu0=0, cpu1=0, cpu4=0)
+    machine.later(0)
+    machine.worked(cpu0=10, cpu1=10, cpu4=3)
+    assert machine.later(10).cpu == pytest.approx(0.3)
+
+
+def test_processors_that_the_system_does_not_tell_of_leave_out_what_is_in_use(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bind(monkeypatch, 40, of=2)
+    machine.worked(cpu0=0, cpu1=0)
+    machine.later(0)
+    machine.worked(cpu0=10, cpu1=10)
+    reading = machine.later(10)
+    assert (reading.cpus, reading.cpu) == (1, None)
+    assert [one for one in machine.sampler.problems if "bound to 40, told of 0,1" in one]
+
+
+def test_affinity_is_read_at_the_start_and_every_half_minute(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def affinity(_: int) -> set[int]:
+        asked.append(machine.now)
+        return {0} if machine.now < 20 else {0, 1}
+
+    monkeypatch.setattr(os, "sched_getaffinity", affinity)
+    machine.worked(cpu0=0, cpu1=0, cpu2=0, cpu3=0)
+    found: list[tuple[float | None, float | None]] = []
+    for now in range(0, 60, 10):
+        machine.worked(cpu0=now, cpu1=now / 2, cpu2=now, cpu3=0)
+        reading = machine.later(10 if now else 0)
+        found.append((reading.cpus, reading.cpu and round(reading.cpu, 3)))
+    assert asked == [0, 30]
+    # The first rate of other processors would be of two that do not compare.
+    assert found == [(1, None), (1, 1.0), (1, 1.0), (2, None), (2, 1.5), (2, 1.5)]
+
+
+USED_V2 = ("cgroup/slice/job/cpu.stat", "usage_usec {}\nuser_usec 1\n", 10**6)
+USED_V1 = ("cgroup/cpu,cpuacct/docker/abc/cpuacct.usage", "{}\n", 10**9)
+USED_APART = ("cgroup/cpuacct/docker/abc/cpuacct.usage", "{}\n", 10**9)
+
+
+@pytest.mark.parametrize(
+    ("tree", "usage", "cpus"),
+    [(V2, USED_V2, 1.5), (V1, USED_V1, 0.5), (V1, USED_APART, 0.5)],
+    ids=["version 2", "version 1", "version 1, counted apart"],
+)
+def test_under_a_quota_what_its_group_uses_counts(
+    tree: dict[str, str], usage: tuple[str, str, int], cpus: float, machine: Machine
+) -> None:
+    path, text, unit = usage
+    for file, content in tree.items():
+        machine.write(file, content)
+    machine.worked(cpu0=0, cpu1=0, cpu2=0, cpu3=0)
+    machine.write(path, text.format(7 * unit))
+    assert machine.later(0).cpu is None
+    machine.worked(cpu0=10, cpu1=8, cpu2=0, cpu3=0)
+    machine.write(path, text.format(11 * unit))
+    reading = machine.later(10)
+    assert reading.cpus == cpus
+    assert reading.cpu == pytest.approx(0.4), "not the 1.8 of the whole machine"
+    machine.worked(cpu0=20, cpu1=18, cpu2=10, cpu3=8)  # others leave 0.2 of a processor
+    machine.write(path, text.format(12 * unit))
+    assert machine.later(10).cpu == pytest.approx(cpus - 0.2)
+
+
+def test_a_quota_that_leaves_more_than_the_affinity_does_not_count(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bind(monkeypatch, 3, of=4)
+    for file, content in V2.items():
+        machine.write(file, content)
+    machine.worked(cpu0=0, cpu1=0, cpu2=0, cpu3=0)
+    machine.later(0)
+    machine.worked(cpu0=10, cpu1=10, cpu2=10, cpu3=7)
+    reading = machine.later(10)
+    assert reading.cpus == 1
+    assert reading.cpu == pytest.approx(0.7)
+
+
+def test_a_quota_whose_use_cannot_be_read_leaves_out_what_is_in_use(machine: Machine) -> None:
+    for file, content in V2.items():
+        machine.write(file, content)
+    machine.later(0)
+    machine.counters(1000)
+    reading = machine.later(10)
+    assert (reading.cpus, reading.cpu) == (1.5, None)
+    assert [one for one in machine.sampler.problems if one.startswith("processor use of the control group")]
+
+
 def test_a_limit_whose_use_cannot_be_read_leaves_out_what_is_available(machine: Machine) -> None:
     machine.write("proc/self/cgroup", "0::/\n")
     machine.write("cgroup/memory.max", f"{4 * GIB}")
@@ -383,8 +508,12 @@ def test_what_a_process_of_another_user_reads_is_left_out_and_said_once(
 
 
 def test_a_trainer_that_ends_is_not_alive_and_leaves_the_list(job: jobs.Job, tmp_path: Path) -> None:
+    one = min(os.sched_getaffinity(0))
+    os.sched_setaffinity(job.pid, {one})
     stepped = Stepped(tmp_path, job.pid)
-    assert stepped.reading(0).alive is True
+    first = stepped.reading(0)
+    assert first.alive is True
+    bound = first.cpus
     os.close(job.go)
     job.go = -1
     os.waitid(os.P_PID, job.pid, os.WEXITED | os.WNOWAIT)
@@ -395,7 +524,7 @@ def test_a_trainer_that_ends_is_not_alive_and_leaves_the_list(job: jobs.Job, tmp
         job.process.wait()
     reading = stepped.reading(10)
     assert reading.memory_total is not None
-    assert reading.cpus is not None
+    assert reading.cpus == bound
 
 
 def test_a_trainer_that_is_found_later_is_taken_up(job: jobs.Job, tmp_path: Path) -> None:
@@ -523,7 +652,8 @@ FILES = (
     "proc/meminfo", "proc/stat", "proc/vmstat", "proc/diskstats", "proc/net/dev", "proc/loadavg", "proc/self/cgroup",
     "cgroup/memory.max", "cgroup/memory.current", "cgroup/memory.stat", "cgroup/cpu.max",
     "cgroup/memory/memory.limit_in_bytes", "cgroup/memory/memory.usage_in_bytes", "cgroup/memory/memory.stat",
-    "cgroup/cpu/cpu.cfs_quota_us", "cgroup/cpu/cpu.cfs_period_us",
+    "cgroup/cpu/cpu.cfs_quota_us", "cgroup/cpu/cpu.cfs_period_us", "cgroup/cpu.stat", "cgroup/cpuacct/cpuacct.usage",
+    "sys/devices/system/cpu/online",
 )  # fmt: skip
 
 
@@ -555,6 +685,19 @@ def test_whatever_stands_in_the_files_of_the_machine_nothing_is_raised(
     limits = limits_of(None, root=machine.cgroup)
     assert limits.cpus is None or limits.cpus > 0
     assert len(machine.sampler.problems) <= 32
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(["proc/stat", "sys/devices/system/cpu/online"]), GARBAGE, min_size=1))
+def test_whatever_is_told_of_the_processors_that_a_run_is_bound_to_nothing_is_raised(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, garbage: dict[str, bytes]
+) -> None:
+    bind(monkeypatch, 0, of=4)
+    machine.worked(cpu0=1, cpu1=1)
+    check(machine.later(30))
+    for path, content in garbage.items():
+        machine.write(path, content)
+    check(machine.later(30))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -17,6 +17,7 @@ from lorawatch.data_wait import MOST_WORKERS, Cause, Diagnosis, diagnose
 from lorawatch.engine import Engine
 from lorawatch.findings import Breach, Severity
 from lorawatch.loaders import Load, Loaders
+from lorawatch.machine_signs import of_the_host
 from lorawatch.records import (
     Card,
     FactUpdate,
@@ -426,6 +427,13 @@ def test_axolotl_is_not_told_of_a_setting_that_it_lacks() -> None:
     facts: dict[str, Any] = {"dataloader_num_workers": 16, "num_train_epochs": 3, "framework": "axolotl"}
     (finding,) = judge("perf/data-wait", waiting(1, 60), **facts).findings
     assert not any("persistent" in str(one.proposed) for one in finding.adjustments)
+
+
+@pytest.mark.parametrize(("own", "told"), [(0.4, True), (0.98, False)])
+def test_others_are_looked_for_only_where_they_take_part_of_the_processors(own: float, told: bool) -> None:
+    run = Run("run")
+    run.host = HostReading(10.0, 10.0, cpus=1.0, cpu=1.0, processes=[ProcessReading(1, "trainer", own)])
+    assert any("what else runs" in str(one.proposed) for one in of_the_host(run)) is told
 
 
 # --- where the disk is full -------------------------------------------------------------------------------------------
