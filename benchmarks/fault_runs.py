@@ -281,25 +281,17 @@ def _one(context: Any, job: Job) -> Done:
 
 def fault_jobs(seeds: Sequence[int], *, only: Sequence[str] = (), amounts: Sequence[str] = ("plain", "subtle")) -> list[Job]:  # fmt: skip  # noqa: E501
     """Each fault in each amount with each seed; ``only`` names faults, or ``fault:amount``."""
-    from lorawatch.trainer.faults.catalogue import faults
+    from lorawatch.trainer.faults.catalogue import faults, unmet
 
     found = []
     for name, kind in faults().items():
-        if not _possible(kind.needs):
+        if unmet(kind):
             continue
         for amount in amounts:
             if only and name not in only and f"{name}:{amount}" not in only:
                 continue
             found += [Job(name, amount, seed) for seed in seeds]
     return found
-
-
-def _possible(needs: str) -> bool:
-    if needs == "cuda":
-        import torch
-
-        return bool(torch.cuda.is_available())
-    return needs != "tmpfs" or os.geteuid() == 0
 
 
 def findings_of(folder: Path) -> list[Any]:

@@ -26,7 +26,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from lorawatch.integrations.transformers import LoraWatchCallback
 from lorawatch.trainer import builtin_data
 from lorawatch.trainer.base_model import load_base, load_tokenizer
-from lorawatch.trainer.faults.catalogue import fault_of
+from lorawatch.trainer.faults.catalogue import fault_of, unmet
 from lorawatch.trainer.faults.contract import Fault, Row
 from lorawatch.trainer.outcome import Outcome
 from lorawatch.trainer.recipe import BUILTIN, Recipe, RecipeError
@@ -63,6 +63,8 @@ def fine_tune(
         RecipeError: The run cannot be made as asked.
     """
     fault = fault_of(recipe)
+    if missing := unmet(type(fault)):
+        raise RecipeError(f"--inject {fault.name}: needs {missing}")
     recipe = fault.prepare(recipe)
     folder = Path(recipe.output_dir)
     arguments(recipe)  # wrong ones are told before anything is loaded

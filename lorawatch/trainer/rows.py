@@ -57,9 +57,11 @@ def load_rows(recipe: Recipe) -> Rows:
 
 
 def _read(name: str, method: str) -> list[Row]:
-    from datasets import load_dataset  # type: ignore[import-untyped] # noqa: PLC0415
+    from datasets import load_dataset, logging  # type: ignore[import-untyped] # noqa: PLC0415
 
     path = Path(name).expanduser()
+    loudness = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # what it would say of a file that it cannot read is said below, in a line
     try:
         if path.is_file():
             kind = _READERS.get(path.suffix.lower())
@@ -78,6 +80,8 @@ def _read(name: str, method: str) -> list[Row]:
         if "offline" in text.lower() or "connect" in text.lower() or "Couldn't reach" in str(error):
             text = "it is no file here, and the hub cannot be reached; give a file, or download it first"
         raise RecipeError(f"dataset {name}: {text[:200]}") from None
+    finally:
+        logging.set_verbosity(loudness)
     columns = list(data.column_names)
     form = next((form for form in _FORMS[method] if set(form) <= set(columns)), None)
     if form is None:

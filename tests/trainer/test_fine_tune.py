@@ -128,6 +128,13 @@ def test_what_cannot_be_trained_is_told_in_a_line_before_training(
     assert len(told.strip().splitlines()) == 1
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a card")
+def test_a_fault_of_the_card_is_refused_without_one(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="--inject vram-headroom: needs a CUDA card, and there is none"):
+        fine_tune(recipe_of({"output_dir": str(tmp_path / "run"), "inject": "vram-headroom:plain"}, "test"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_that_holds_an_adapter_is_no_base(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(RecipeError, match="holds an adapter, not a base model"):
