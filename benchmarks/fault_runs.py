@@ -37,6 +37,10 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("LORAWATCH_BENCHMARK_RUNS", ROOT / ".benchmarks" / "runs"))
 REPORTED = (1000, 1001, 1002)
 DEVELOPMENT = (0, 1, 2)
+RENEWED = frozenset({"accumulation-loss-scale", "unlearnable-replies"})
+"""Faults whose rule, or amount, was changed for what the first reported pass showed (4 of 6 and 3 of 6 caught). What is
+reported of them comes from further seeds, :data:`FURTHER` above the first ones, that were used for nothing before."""
+FURTHER = 3
 KEPT = (
     "lorawatch.jsonl", "trainer_state.json", "recipe.yaml", "console.log", "samples.jsonl", "result.json",
     "adapter_config.json",
@@ -290,7 +294,8 @@ def fault_jobs(seeds: Sequence[int], *, only: Sequence[str] = (), amounts: Seque
         for amount in amounts:
             if only and name not in only and f"{name}:{amount}" not in only:
                 continue
-            found += [Job(name, amount, seed) for seed in seeds]
+            further = FURTHER if name in RENEWED else 0
+            found += [Job(name, amount, seed + further if seed in REPORTED else seed) for seed in seeds]
     return found
 
 

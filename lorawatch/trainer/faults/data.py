@@ -200,7 +200,7 @@ class ShuffledLabels(Fault):
 
 
 class UnlearnableReplies(Fault):
-    """Plain: all words are drawn by lot. Subtle: one in five."""
+    """Plain: all words are drawn by lot. Subtle: one in two."""
 
     name: ClassVar[str] = "unlearnable-replies"
     cause: ClassVar[str] = "the replies are words drawn by lot: there is nothing in them to learn"
@@ -220,7 +220,7 @@ class UnlearnableReplies(Fault):
 
         def drawn(reply: str) -> str:
             return " ".join(
-                word if self.subtle and dice.random() < 0.8 else dice.choice(words) for word in reply.split()
+                word if self.subtle and dice.random() < 0.5 else dice.choice(words) for word in reply.split()
             )
 
         return [with_reply(row, drawn(reply_of(row))) for row in rows]
