@@ -407,8 +407,10 @@ def plot(scored: Sequence[Verdict], healthy: Sequence[Verdict], file: Path) -> N
     for name, caught, of, alarmed, runs in peer_table(scored, healthy):
         ours = name == "lorawatch"
         left.scatter(100 * alarmed / max(runs, 1), 100 * caught / max(of, 1), s=70 if ours else 40, zorder=3)
-        left.annotate(name, (100 * alarmed / max(runs, 1), 100 * caught / max(of, 1)), xytext=(6, 4),
-                      textcoords="offset points", weight="bold" if ours else "normal")  # fmt: skip
+        below = name.endswith("strict")  # its neighbour has the same height
+        left.annotate(name, (100 * alarmed / max(runs, 1), 100 * caught / max(of, 1)), xytext=(6, -14 if below else 5),
+                      textcoords="offset points", weight="bold" if ours else "normal",
+                      ha="center" if below else "left")  # fmt: skip
     left.set(xlim=(-4, 108), ylim=(-4, 108), xlabel="healthy runs alarmed (%)", ylabel="faulty runs caught (%)",
              title="Faults of loss, gradient and evaluation")  # fmt: skip
     left.grid(alpha=0.3)
@@ -419,8 +421,9 @@ def plot(scored: Sequence[Verdict], healthy: Sequence[Verdict], file: Path) -> N
                 width = 100 * sum(bool(one.caught()) for one in group) / len(group)
                 right.barh(at + offset, width, height=0.36, color=colour, label=amount if at == 0 else None)
     right.set_yticks(range(len(names)), list(reversed(names)), fontsize=8)
-    right.set(xlim=(0, 100), xlabel="runs caught (%)", title="Recall by fault", ylim=(-0.7, len(names) - 0.3))
-    right.legend(loc="lower left", fontsize=8)
+    right.set(xlim=(0, 100), xlabel="runs caught (%)", ylim=(-0.7, len(names) - 0.3))
+    right.set_title("Recall by fault", loc="left")
+    right.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=8, frameon=False)
     figure.savefig(file, metadata={"Date": None})
     plt.close(figure)
 
