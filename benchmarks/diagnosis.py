@@ -206,8 +206,8 @@ def report(faulty: Sequence[Verdict], healthy: Sequence[Verdict]) -> str:
         (
             f"{len(scored)} faulty runs of {len({one.done.job.name for one in scored})} faults that a rule of this "
             f"version should see, {len(healthy)} healthy runs. Seeds {_seeds(scored)}; amounts and thresholds were "
-            f"chosen with seeds {_range(DEVELOPMENT)}. After a first pass a rule or an amount was changed for "
-            f"{' and '.join(sorted(RENEWED))}: what stands here of them comes from {len(REPORTED)} seeds further on."
+            f"chosen with seeds {_range(DEVELOPMENT)}. After a first pass a rule, its advice or an amount was changed "
+            f"for {', '.join(sorted(RENEWED))}: what stands here of them comes from {len(REPORTED)} seeds further on."
         ),
         "",
         "| | |",

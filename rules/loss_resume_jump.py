@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import median
 from typing import ClassVar
 
 from lorawatch.findings import Adjustment, Breach, Severity
@@ -26,10 +27,12 @@ class LossResumeJump(Rule):
     ## How it decides
     The mean of the first 10 logged losses after a resume differs from what the 10 before it, carried on along their
     trend where that falls, let expect: by more than 10 %, and by more than 5 standard errors. It needs 10 points on
-    either side.
+    either side. A loss that rose by more than half of all that it had fallen is critical: most of the adapter is gone.
+    The finding resolves when the fast level is back within 5 % of the loss before, or at once after a fall.
 
     ## What to change
-    Look whether the checkpoint holds optimizer.pt, scheduler.pt and rng_state.pth and whether they are loaded; keep
+    Where most of the loss's fall is undone, the adapter was not loaded: look for its weights' names. Then look whether
+    the checkpoint holds optimizer.pt, scheduler.pt and rng_state.pth and whether they are loaded; keep
     `ignore_data_skip=False`; and look at the learning rate, which restarts when the schedule is lost.
 
     ## Known false alarms
@@ -48,17 +51,31 @@ class LossResumeJump(Rule):
     needs: ClassVar[tuple[str, ...]] = ("loss",)
     kinds = SUPERVISED
     min_points: ClassVar[int] = 20
-    latched: ClassVar[bool] = True
+    suppresses: ClassVar[tuple[str, ...]] = (
+        "loss/diverging", "loss/blow-up", "loss/spike", "grad/explosion", "grad/spike", "eval/overfit", "eval/gap",
+    )  # fmt: skip
 
     points: int = param(10, unit="points", help="Points compared on either side of the resume.")
     errors: float = param(5.0, unit="standard errors", help="Least difference, in standard errors.")
     relative: float = param(0.1, unit="ratio", help="Least difference, as a share of the loss before.")
-    done: int = state(lambda: -1)
+    jumped: Breach | None = state(lambda: None)
+    level: float = state(float)
 
     def judge(self, row: MetricRow, run: Run) -> Breach | None:
-        """Compare once, when ten points have come after a resume."""
+        """Compare once, when ten points have come after a resume; a rise stands until the loss is back."""
         if run.resumed_step is None or run.rows_since_resume != self.points:
-            return None
+            if self.jumped is not None and (
+                run.rows_since_resume < self.points or run.loss.fast <= (1.0 + self.relative / 2) * self.level
+            ):
+                self.jumped = None
+            return self.jumped
+        self.jumped = self._compare(run)
+        if self.jumped is not None and self.jumped.evidence["difference"] < 0:
+            fell, self.jumped = self.jumped, None
+            return fell
+        return self.jumped
+
+    def _compare(self, run: Run) -> Breach | None:
         size = self.points
         values = run.series["loss"].window(2 * size)
         if len(values) < 2 * size or run.train_rows < 2 * size:
@@ -82,11 +99,16 @@ class LossResumeJump(Rule):
             if difference > 0
             else "the data may be repeated from its start"
         )
+        self.level = mean
+        start = median(run.series["loss"].head[:5])
+        lost = difference > 0.5 * (start - mean) > 0.0
         return Breach(
-            f"loss {word} from {mean:.4g} to {now:.4g} at the resume from step {run.resumed_step}: {meaning}",
+            f"loss {word} from {mean:.4g} to {now:.4g} at the resume from step {run.resumed_step}"
+            + (f", of a start of {start:.4g}" if lost else "") + f": {meaning}",
             {"mean_before": mean, "mean_after": now, "difference": difference, "standard_error": error,
              "resumed_step": run.resumed_step, "learning_rate_before": rate_before,
-             "learning_rate_after": rate_after},
+             "learning_rate_after": rate_after, "start": start, "lost": lost},
+            Severity.CRITICAL if lost else None,
         )  # fmt: skip
 
     def missing(self, run: Run) -> tuple[str, ...]:
@@ -105,6 +127,17 @@ class LossResumeJump(Rule):
                     "a schedule that was not restored starts over",
                     confidence="high",
                 )
+            )
+        if breach.evidence["lost"]:
+            advice.insert(
+                0,
+                look(
+                    "does the log of the resume warn of missing or unexpected adapter keys? The names in the "
+                    "checkpoint's adapter_model.safetensors must be those of the model (no module. or _orig_mod. in "
+                    "them), or PEFT leaves these weights as they start",
+                    "most of what was learnt is gone: the adapter was not loaded",
+                    confidence="high",
+                ),
             )
         if breach.evidence["difference"] > 0:
             advice.append(

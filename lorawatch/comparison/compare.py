@@ -118,7 +118,7 @@ def compare(before: RunWatch, after: RunWatch) -> Comparison:
     6. Quality is better: helped.
     7. A trouble of speed, memory or spikes stayed, or could not be judged again, and that measure changed: as it says.
     8. The second run ended before the place of the alarm, or could not be judged for it: inconclusive.
-    9. Quality is the same: as the speed says, or else no effect.
+    9. Quality is the same: as the speed says, where nothing was to be mended, or else no effect.
     10. A trouble stayed and no loss can be compared: no effect.
     11. refused where the losses mean different things, else inconclusive.
 
@@ -239,6 +239,8 @@ def _when(pair: Pair, before: Finding, after: Finding) -> Literal["later", "stay
 
 def _gone(pair: Pair, before: Finding, alarm: float, silent: dict[str, str]) -> FindingChange:
     rule, last = before.rule, pair.histories[1].last_step
+    if rule == "perf/padding-waste" and any(pair.runs[1].fact(name) is True for name in ("packing", "padding_free")):
+        return FindingChange(rule, "gone", before, None, "its rows are packed: nothing is padded")
     if rule in silent:
         return FindingChange(rule, "not judged", before, None, f"not judged after: {silent[rule]}")
     if pair.axis.after.at(last) * 1.001 < alarm:
@@ -302,7 +304,7 @@ def _combine(troubles: list[FindingChange], quality: Measure | None, measures: l
         return "inconclusive", _joined(f"{one.rule}: {one.note}" for one in unsettled)
     if quality is not None:
         rate = rates.get("speed")
-        if rate is not None and rate.verdict in ("helped", "worse") and quality.verdict == "no effect":
+        if not stayed and rate is not None and rate.verdict in ("helped", "worse") and quality.verdict == "no effect":
             return rate.verdict, _joined([quality_text(rate), told])
         return "no effect", _joined([told, *map(_stayed_text, stayed)])
     losses = [one for one in measures if one.name not in ("finite loss", "spikes", "speed", "peak memory")]

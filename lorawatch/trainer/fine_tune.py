@@ -26,8 +26,9 @@ from trl.trainer.sft_trainer import SFTTrainer
 from lorawatch.integrations.transformers import LoraWatchCallback
 from lorawatch.trainer import builtin_data
 from lorawatch.trainer.base_model import load_base, load_tokenizer
-from lorawatch.trainer.faults.catalogue import fault_of, unmet
+from lorawatch.trainer.faults.catalogue import fault_of
 from lorawatch.trainer.faults.contract import Fault, Row
+from lorawatch.trainer.machine_needs import unmet
 from lorawatch.trainer.outcome import Outcome
 from lorawatch.trainer.recipe import BUILTIN, Recipe, RecipeError
 from lorawatch.trainer.rows import Rows, load_rows

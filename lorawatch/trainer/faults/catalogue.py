@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import pkgutil
 from functools import cache
-from typing import Any
 
 from lorawatch.settings import nearest
 from lorawatch.trainer import faults as package
@@ -44,18 +42,6 @@ def fault_of(recipe: Recipe) -> Fault:
             f"--inject {name}: {recipe.method} cannot have this fault; it is for {', '.join(sorted(kind.methods))}"
         )
     return kind(amount)
-
-
-def unmet(kind: type[Fault]) -> str:
-    """What a fault needs that this machine does not have, in words; empty where it can be run."""
-    if kind.needs == "cuda":
-        import torch  # noqa: PLC0415  (heavy, and wanted only where a fault is run)
-
-        return "" if torch.cuda.is_available() else "a CUDA card, and there is none"
-    if kind.needs == "tmpfs":
-        superuser: Any = getattr(os, "geteuid", None)
-        return "" if superuser is not None and superuser() == 0 else "to mount a tmpfs, which only root may"
-    return ""
 
 
 class NoFault(Fault):

@@ -299,8 +299,7 @@ class ResumeWithoutOptimizer(Fault):
 
     def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
         """The rate begins anew: it warms up again, or jumps back to its peak."""
-        least = Severity.INFO if self.subtle else Severity.WARNING
-        return (Expected(("lr/schedule", "loss/resume-jump"), least, _steps(recipe) // 2),)
+        return (Expected(("lr/schedule", "loss/resume-jump"), Severity.INFO, _steps(recipe) // 2),)
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Checkpoints of the adapter alone."""
