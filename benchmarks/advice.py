@@ -159,7 +159,7 @@ def report(stories: Sequence[Story]) -> str:
     counts = Counter(story.outcome for story in stories)
     helped = counts["helped"]
     lines = [
-        f"{len(stories)} faults, plain amount, seed {stories[0].job.seed if stories else 0}: {helped} ended as helped "
+        f"{len(stories)} faults, plain amount, {_seeds(stories)}: {helped} ended as helped "
         f"({100 * helped / max(len(stories), 1):.0f} %), with the finding gone, later or milder in "
         f"{sum(story.gone for story in stories)}. "
         + ", ".join(f"{outcome} {count}" for outcome, count in counts.most_common()) + ".",
@@ -175,6 +175,11 @@ def report(stories: Sequence[Story]) -> str:
         gone = "yes" if story.gone else "no"
         lines.append(f"| {story.job.name} | {target} | {steps.replace('|', '/')} | {story.outcome} | {gone} |")
     return "\n".join(lines)
+
+
+def _seeds(stories: Sequence[Story]) -> str:
+    seeds = Counter(story.job.seed for story in stories)
+    return " and ".join(f"seed {seed} ({count})" for seed, count in sorted(seeds.items()))
 
 
 def main() -> int:
