@@ -15,7 +15,19 @@ from typing import Literal
 
 from lorawatch import advice
 from lorawatch.findings import Adjustment, Breach, Finding, Severity
-from lorawatch.records import FactUpdate, GpuReading, HostReading, LifecycleEvent, MetricRow, Record, StepTiming
+from lorawatch.records import (
+    AdapterReading,
+    FactUpdate,
+    GpuReading,
+    HostReading,
+    LabelAudit,
+    LifecycleEvent,
+    MetricRow,
+    ModelTree,
+    Record,
+    SampleReading,
+    StepTiming,
+)
 from lorawatch.rule import Rule
 from lorawatch.run import Run
 
@@ -26,8 +38,16 @@ _READINGS: dict[type, str] = {
     StepTiming: "step timings (the callback takes them)",
     GpuReading: "readings of the GPU",
     HostReading: "readings of the machine",
+    FactUpdate: "facts of the set-up",
+    ModelTree: "the model's modules (the callback or preflight looks at them)",
+    LabelAudit: "collated rows (the callback or preflight looks at them)",
+    AdapterReading: "the adapter's weights (the callback, or a checkpoint)",
+    SampleReading: "sample generations",
 }
 """What a person is told that a rule misses when no such record came."""
+
+_NO_FACTS = FactUpdate({}, "")
+"""What rules of facts are handed where no fact is new."""
 
 Change = Literal["opened", "escalated", "resolved", "reopened", "folded", "rule-error"]
 Listener = Callable[[Change, Finding], None]
@@ -97,6 +117,7 @@ class Engine:
         if run.kind is not self._kind:
             self._kind = run.kind
             self._forget_plans()
+            self._judge(self._plan_of(FactUpdate), _NO_FACTS)  # what is usual depends on the kind
         plan = self._plans.get(run.keys)
         if plan is None:
             plan = self._plan(run.keys)
@@ -156,17 +177,16 @@ class Engine:
         if isinstance(record, FactUpdate):
             if run.learn(record):
                 self._forget_plans()
+                self._time_now = run.time
+                self._judge(self._plan_of(FactUpdate), record)
         elif isinstance(record, LifecycleEvent):
             run.happen(record)
         elif not isinstance(record, MetricRow):
             run.observe(record)
-            if run.ended:
+            if run.ended and isinstance(record, StepTiming | GpuReading | HostReading):
                 return
-            plan = self._reading_plans.get(type(record))
-            if plan is None:
-                plan = self._reading_plan(type(record))
             self._time_now = run.time if record.time is None else record.time
-            self._judge(plan, record)
+            self._judge(self._plan_of(type(record)), record)
 
     def _judge(self, plan: Iterable[_Watch], record: Record) -> None:
         run, timed = self.run, self._timed
@@ -206,7 +226,10 @@ class Engine:
             self._plans[keys] = plan
         return plan
 
-    def _reading_plan(self, kind: type) -> list[_Watch]:
+    def _plan_of(self, kind: type) -> list[_Watch]:
+        plan = self._reading_plans.get(kind)
+        if plan is not None:
+            return plan
         plan = [watch for watch in self._watches if kind in watch.rule.judges and self._applies(watch)]
         for watch in plan:
             watch.judged = True
@@ -372,8 +395,14 @@ def _covers(patterns: tuple[str, ...], rule_id: str) -> bool:
 
 
 def order(findings: Iterable[Finding]) -> list[Finding]:
-    """Findings as a person should read them: firing first, causes before symptoms, worst first, then oldest first."""
+    """Findings as a person should read them: firing first, causes before symptoms, worst first, then oldest first.
+
+    Of the same severity those of stable rules come before those of experimental ones, which may rest on a prior.
+    """
     return sorted(
         findings,
-        key=lambda finding: (finding.state != "firing", not finding.is_root, -finding.severity, finding.opened_step),
-    )
+        key=lambda finding: (
+            finding.state != "firing", not finding.is_root, -finding.severity, finding.maturity == "experimental",
+            finding.opened_step,
+        ),
+    )  # fmt: skip

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
-from lorawatch.run import Run
+from lorawatch.run import Kind, Run
 
 Version = tuple[int, ...]
 NEWEST: Version = (9999,)
@@ -24,6 +24,7 @@ _LLAMAFACTORY = {
     "max_length": "cutoff_len",
     "loss_type": "pref_loss",
     "beta": "pref_beta",
+    "label_smoothing": "dpo_label_smoothing",
     "use_rslora": "use_rslora",
     "use_liger_kernel": "enable_liger_kernel",
 }
@@ -33,6 +34,7 @@ _AXOLOTL = {
     "r": "lora_r",
     "target_modules": "lora_target_modules",
     "modules_to_save": "lora_modules_to_save",
+    "beta": "rl_beta",
     "use_rslora": "peft_use_rslora",
     "per_device_train_batch_size": "micro_batch_size",
     "num_train_epochs": "num_epochs",
@@ -40,6 +42,7 @@ _AXOLOTL = {
     "lr_scheduler_type": "lr_scheduler",
     "max_length": "sequence_len",
     "packing": "sample_packing",
+    "label_smoothing": "dpo_label_smoothing",
     "activation_checkpointing": "gradient_checkpointing",
     "eval_strategy": "eval_strategy",
     "per_device_eval_batch_size": "eval_batch_size",
@@ -48,17 +51,23 @@ _AXOLOTL = {
 
 _TRL_MASKS = {"assistant_only_loss", "completion_only_loss"}
 _TRL_PACKING = {"padding_free", "packing_strategy"}
+_TRL_REINFORCEMENT = {
+    "num_generations", "temperature", "max_completion_length", "mask_truncated_completions", "epsilon_high",
+    "entropy_coef", "num_iterations", "reward_weights", "vllm_importance_sampling_correction",
+}  # fmt: skip
 _LACKS = {
     "axolotl": {
         "logging_nan_inf_filter", "ignore_data_skip", "prediction_loss_only", "dataloader_persistent_workers",
         "torch_empty_cache_steps", "use_liger_kernel", "eval_accumulation_steps", "vllm_gpu_memory_utilization",
-        *_TRL_MASKS, *_TRL_PACKING,
+        "bias", "logging_first_step",
+        *_TRL_MASKS, *_TRL_PACKING, *_TRL_REINFORCEMENT,
     },
-    "llamafactory": {"activation_checkpointing", *_TRL_MASKS, *_TRL_PACKING},
+    "llamafactory": {"activation_checkpointing", "bias", *_TRL_MASKS, *_TRL_PACKING, *_TRL_REINFORCEMENT},
 }  # fmt: skip
 """Parameters that a framework's own configuration has no field for (its pydantic schemas, its ``hparams``).
 
-Axolotl takes Liger's kernels as a plugin; LLaMA-Factory checkpoints activations unless told not to.
+Axolotl takes Liger's kernels as a plugin, and what GRPO needs in a section of its own (``trl``); LLaMA-Factory
+checkpoints activations unless told not to, and does not train by GRPO.
 """
 
 
@@ -85,7 +94,10 @@ def library_version(run: Run, package: str) -> Version:
 
 def settable(name: str, run: Run) -> bool:
     """Whether the run's framework has a field for the parameter, by its newest name."""
-    return name not in _LACKS.get(str(run.fact("framework", "")).lower(), ())
+    framework = str(run.fact("framework", "")).lower()
+    if name == "beta" and framework == "axolotl":
+        return run.kind in (Kind.DPO, Kind.KTO)  # GRPO's stands in a section of its own, ORPO's has another name
+    return name not in _LACKS.get(framework, ())
 
 
 def spell_parameter(name: str, value: Any, run: Run) -> tuple[str, Any]:
@@ -110,6 +122,10 @@ def spell_parameter(name: str, value: Any, run: Run) -> tuple[str, Any]:
         name = "max_seq_length"
     if framework == "llamafactory" and name == "load_in_4bit":
         return "quantization_bit", 4 if value is True else value
+    if name == "pad_token" and (framework or library_version(run, "trl") < (0, 17)):
+        return "", f"pad_token of the tokenizer: {value}"  # no field of the trainer's
+    if framework == "llamafactory" and name == "target_modules" and value == "all-linear":
+        value = "all"
     if framework == "axolotl":
         name = _AXOLOTL.get(name, name)
     elif framework == "llamafactory":

@@ -329,6 +329,217 @@ class HostReading(msgspec.Struct, frozen=True, tag_field="type", tag="host", omi
     step: int | None = None
 
 
-Reading = StepTiming | GpuReading | HostReading
-"""What is seen of the machine, beside what the trainer logs."""
-Record = MetricRow | FactUpdate | LifecycleEvent | StepTiming | GpuReading | HostReading
+class ModuleGroup(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """Modules of a model that have the same name but for their layer's number, and the same shape.
+
+    Attributes:
+        name: Dotted name in the base model, each number in it a ``*``: ``model.layers.*.self_attn.q_proj``.
+        kind: ``linear`` (``Conv1D`` of GPT-2 too), ``embedding``, ``norm``, ``experts`` (fused weights of a mixture)
+            or ``other``.
+        inputs: Width of its input; 0 where it has none.
+        outputs: Width of its output; 0 where it has none.
+        count: Modules in the group.
+        parameters: Parameters of one of them, its own only.
+        adapted: How many of them an adapter's configuration names; None where there is no adapter.
+        tied: Its weight is another module's too (an ``lm_head`` tied to the embedding).
+    """
+
+    name: str
+    kind: Literal["linear", "embedding", "norm", "experts", "other"]
+    inputs: int
+    outputs: int
+    count: int
+    parameters: int
+    adapted: int | None = None
+    tied: bool = False
+
+
+class ModelTree(msgspec.Struct, frozen=True, tag_field="type", tag="model", omit_defaults=True):
+    """The modules of the base model, and what an adapter's configuration makes of them.
+
+    Attributes:
+        groups: Modules that have parameters or that an adapter could take, in the order of the model, at most 512.
+        targets: Each entry of ``target_modules`` (one, for a regular expression or ``all-linear``) to the number of
+            modules that it matches, and each of ``target_parameters`` to that of the parameters. Empty where there is
+            no adapter.
+        saved: Each entry of ``modules_to_save`` to the number of modules that it matches.
+        parameters: Parameters of the base model, tied ones counted once.
+        trainable: Parameters that the adapter trains; None where that cannot be told.
+        layers: Decoder layers; 0 where they cannot be told.
+        origin: Where it was learnt: ``model`` (a real one), ``config`` (built without weights), ``index``.
+    """
+
+    groups: list[ModuleGroup]
+    targets: dict[str, int] = {}
+    saved: dict[str, int] = {}
+    parameters: int = 0
+    trainable: int | None = None
+    layers: int = 0
+    origin: str = ""
+    time: float | None = None
+
+
+class LabelledPiece(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Neighbouring tokens of a row that are all trained on, or all masked.
+
+    Attributes:
+        text: The tokens, decoded.
+        trained: Whether their labels count.
+    """
+
+    text: str
+    trained: bool
+
+
+class LabelAudit(msgspec.Struct, frozen=True, tag_field="type", tag="labels", omit_defaults=True):
+    """What the labels of some collated rows are: counts, and a few rows to look at.
+
+    Attributes:
+        rows: Rows that were looked at.
+        tokens: Tokens in them, padding left out.
+        trained: Tokens whose label is not -100.
+        untrained_rows: Rows without any trained token.
+        truncated_rows: Rows that are as long as ``max_length`` and do not end with an end token.
+        ended_rows: Rows that hold an end token after their last trained token begins, so that it could be trained.
+        unsupervised_ends: Rows of these whose end token is masked.
+        double_bos_rows: Rows that begin with two BOS tokens.
+        duplicate_rows: Rows whose tokens are those of an earlier one.
+        foreign_template_rows: Rows with the turn markers of another chat template than the tokenizer's.
+        pad_is_eos: Whether padding and end token are the same; None where there is no padding token.
+        prompt_trained_rows: Rows whose prompt is trained on, too.
+        packed: Whether rows hold several examples.
+        max_length: Tokens at which rows are cut; None where that is not known.
+        examples: A few rows, each as pieces; texts are cut.
+        marker: The end token that was looked for, as text.
+        time: Unix time.
+    """
+
+    rows: int
+    tokens: int
+    trained: int
+    untrained_rows: int = 0
+    truncated_rows: int = 0
+    ended_rows: int = 0
+    unsupervised_ends: int = 0
+    double_bos_rows: int = 0
+    duplicate_rows: int = 0
+    foreign_template_rows: int = 0
+    pad_is_eos: bool | None = None
+    prompt_trained_rows: int = 0
+    packed: bool = False
+    max_length: int | None = None
+    examples: list[list[LabelledPiece]] = []
+    marker: str = ""
+    time: float | None = None
+
+
+class AdaptedModule(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """One module's adapter, in numbers. Norms are Frobenius norms. What cannot be told is None, never 0.
+
+    Attributes:
+        name: Dotted name in the base model, without PEFT's prefixes: ``model.layers.3.mlp.down_proj``.
+        rank: Columns of B.
+        scale: What B·A is multiplied by: ``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` with rsLoRA.
+        norm_a: Norm of A; None where it is not finite.
+        norm_b: Norm of B; None where it is not finite.
+        update: Norm of scale·B·A; None where it is not finite.
+        base: Norm of the weight that is adapted; None where it was not measured.
+        largest: Largest singular value of scale·B·A.
+        effective_rank: Exponential of the entropy of its singular values' shares (Roy and Vetterli 2007), 1 to rank.
+        finite: False where A or B holds a NaN or an infinity.
+    """
+
+    name: str
+    rank: int
+    scale: float
+    norm_a: float | None = None
+    norm_b: float | None = None
+    update: float | None = None
+    base: float | None = None
+    largest: float | None = None
+    effective_rank: float | None = None
+    finite: bool = True
+
+
+class AdapterReading(msgspec.Struct, frozen=True, tag_field="type", tag="adapter", omit_defaults=True):
+    """The adapter's weights at one step.
+
+    Attributes:
+        step: Optimizer step.
+        modules: One entry an adapted module, in the order of the model, at most 4,096.
+        left_out: Adapted modules beyond these, or of a form that cannot be judged.
+        why_left_out: The form, for a person; "" where nothing was left out.
+        seconds: What it took.
+        time: Unix time.
+        origin: ``callback``, or the checkpoint folder's name.
+    """
+
+    step: int
+    modules: list[AdaptedModule]
+    left_out: int = 0
+    why_left_out: str = ""
+    seconds: float = 0.0
+    time: float | None = None
+    origin: str = "callback"
+
+
+class Sample(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """One greedy reply to one prompt.
+
+    Attributes:
+        prompt: The prompt, cut to 2,000 characters.
+        output: The reply, cut to 4,000 characters.
+        ended: Whether it ended by an end token, not by the limit of new tokens.
+        tokens: New tokens, the end token not counted.
+        probe: ``task`` (a prompt of the run's own data or of the user's file) or ``general`` (what a base model can
+            do).
+        right: Whether it answers as it should; None where the prompt has no answer to check.
+        logprob: Mean log-probability of its tokens under the base model, in nats; None where it was not measured.
+        reference_tokens: Tokens of the reply that the data gives; None where there is none.
+    """
+
+    prompt: str
+    output: str
+    ended: bool
+    tokens: int
+    probe: Literal["task", "general"] = "task"
+    right: bool | None = None
+    logprob: float | None = None
+    reference_tokens: int | None = None
+
+
+class SampleReading(msgspec.Struct, frozen=True, tag_field="type", tag="samples", omit_defaults=True):
+    """What the model says at one step, and what the base model says to the same prompts.
+
+    Attributes:
+        step: Optimizer step.
+        samples: Replies of the model as it is trained by now.
+        base: Replies of the base model to the same prompts in the same order, the adapter switched off. They stand in
+            the first reading of a process only; empty later.
+        kl: Mean KL divergence a token of the base's distribution from the tuned one's, forward (base first), on task
+            prompts, in nats; None where it was not measured.
+        perplexity: Of general passages, with the adapter; None where it was not measured.
+        base_perplexity: Of the same passages, without it.
+        max_new_tokens: Limit of a reply's length.
+        seconds: What it took.
+        time: Unix time.
+        origin: ``callback``, or a file's name.
+    """
+
+    step: int
+    samples: list[Sample]
+    base: list[Sample] = []
+    kl: float | None = None
+    perplexity: float | None = None
+    base_perplexity: float | None = None
+    max_new_tokens: int = 0
+    seconds: float = 0.0
+    time: float | None = None
+    origin: str = "callback"
+
+
+Reading = StepTiming | GpuReading | HostReading | ModelTree | LabelAudit | AdapterReading | SampleReading
+"""What is seen of the machine and of the model, beside what the trainer logs."""
+Judged = MetricRow | FactUpdate | Reading
+"""What a rule may judge."""
+Record = Judged | LifecycleEvent

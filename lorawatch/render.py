@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from lorawatch.engine import Abstention, Engine, order
 from lorawatch.findings import Adjustment, Finding
-from lorawatch.records import GpuReading, HostReading, MetricRow, StepTiming
+from lorawatch.records import (
+    AdapterReading,
+    FactUpdate,
+    GpuReading,
+    HostReading,
+    LabelAudit,
+    MetricRow,
+    ModelTree,
+    SampleReading,
+    StepTiming,
+)
 from lorawatch.rule import Rule
 from lorawatch.run import MAX_SERIES, Run
 from lorawatch.version import __version__
@@ -322,6 +332,11 @@ _JUDGED: dict[type, str] = {
     StepTiming: "step timings",
     GpuReading: "GPU readings",
     HostReading: "host readings",
+    FactUpdate: "facts",
+    ModelTree: "model tree",
+    LabelAudit: "label audit",
+    AdapterReading: "adapter readings",
+    SampleReading: "samples",
 }
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lorawatch.findings import Adjustment, Breach, Maturity, Severity
-from lorawatch.records import GpuReading, HostReading, MetricRow, StepTiming
+from lorawatch.records import Judged, MetricRow
 from lorawatch.run import Kind, Run
 
 DOC_HEADINGS = (
@@ -58,6 +58,7 @@ class Rule(ABC):
 
     Readings of the machine come when they come: ten seconds apart, or thirty. A rule that judges them counts seconds
     and steps, not records, and says by :meth:`missing` which values it lacks. They are not judged once a run has ended.
+    A rule that judges facts is asked whenever one of them changes, before the first row as a rule.
 
     While its finding is open, :attr:`easing` is below 1: a rule multiplies the threshold that it compares with by it,
     so that a finding resolves at a lower level than the one that opened it.
@@ -68,8 +69,8 @@ class Rule(ABC):
     severity: ClassVar[Severity]
     """The severity of a breach that names none."""
     maturity: ClassVar[Maturity] = "stable"
-    judges: ClassVar[tuple[type[MetricRow | StepTiming | GpuReading | HostReading], ...]] = (MetricRow,)
-    """Types of the records that it judges: rows, or readings of the machine."""
+    judges: ClassVar[tuple[type[Judged], ...]] = (MetricRow,)
+    """Types of the records that it judges: rows, facts, or readings of the machine or the model."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Metrics that a row must carry, all of them, to be judged."""
     needs_any: ClassVar[tuple[str, ...]] = ()

@@ -13,13 +13,18 @@ from statistics import median
 from typing import Any
 
 from lorawatch.records import (
+    AdapterReading,
     AllocatorReading,
     FactUpdate,
     GpuReading,
     HostReading,
+    LabelAudit,
     LifecycleEvent,
     MetricRow,
+    ModelTree,
     Reading,
+    Sample,
+    SampleReading,
     StepTiming,
 )
 from lorawatch.stats import Level, Rhythm
@@ -83,6 +88,8 @@ def kind_of_keys(keys: Mapping[str, Any]) -> Kind:
 
     Names are those that TRL's trainers log (rule catalogue section 1, *Trainer kind gate*).
     """
+    if "odds_ratio_loss" in keys:
+        return Kind.ORPO
     if "rewards/margins" in keys and "rewards/accuracies" in keys:
         return Kind.ORPO if "log_odds_ratio" in keys else Kind.DPO
     if "log_odds_ratio" in keys:
@@ -163,6 +170,11 @@ class Run:
         gpu: The last reading of the cards.
         host: The last reading of the machine.
         allocator: What torch's allocator said last.
+        model: The modules of the base model, and which of them the adapter takes.
+        labels: What the labels of the first rows are.
+        adapter: The adapter's weights, as they were looked at last.
+        samples: The last sample generations.
+        base_samples: What the base model says to the same prompts.
         step_seconds: Seconds of each of the last :data:`RECENT` steps that were timed: wait and work, without what
             comes after. From outside, the mean of each span, with all that took place in it.
         phase_seconds: Seconds spent so far in ``data_wait``, ``forward_backward``, ``optimizer``, ``callbacks``,
@@ -197,6 +209,11 @@ class Run:
         self.gpu: GpuReading | None = None
         self.host: HostReading | None = None
         self.allocator: AllocatorReading | None = None
+        self.model: ModelTree | None = None
+        self.labels: LabelAudit | None = None
+        self.adapter: AdapterReading | None = None
+        self.samples: SampleReading | None = None
+        self.base_samples: list[Sample] = []
         self.step_seconds: deque[float] = deque(maxlen=RECENT)
         self.phase_seconds: dict[str, float] = {}
         self._numbers: dict[str, float] = {}
@@ -251,11 +268,11 @@ class Run:
                     self.rhythm.update(series["loss"].window(Rhythm.POINTS))
 
     def observe(self, reading: Reading) -> None:
-        """Take in a reading of the machine."""
+        """Take in a reading of the machine or of the model."""
         if isinstance(reading, StepTiming):
             self.timing = reading
             if reading.steps:
-                self.step = reading.step  # from outside it is only an observation: the rows must count as they would
+                self._advance(reading.step)  # from outside it is only an observation: the rows must count as they would
                 self._time_steps(reading)
             elif reading.seconds is not None and reading.span > 0:
                 self.step_seconds.append(reading.seconds / reading.span)
@@ -263,8 +280,28 @@ class Run:
                 self.allocator = reading.allocator
         elif isinstance(reading, GpuReading):
             self.gpu = reading
-        else:
+        elif isinstance(reading, HostReading):
             self.host = reading
+        else:
+            self._look_at_model(reading)
+
+    def _look_at_model(self, reading: ModelTree | LabelAudit | AdapterReading | SampleReading) -> None:
+        if isinstance(reading, ModelTree):
+            self.model = reading
+        elif isinstance(reading, LabelAudit):
+            self.labels = reading
+        elif isinstance(reading, AdapterReading):
+            self.adapter = reading
+            self._advance(reading.step)
+        else:
+            self.samples = reading
+            self._advance(reading.step)
+            if reading.base:
+                self.base_samples = reading.base
+
+    def _advance(self, step: int) -> None:
+        """A reading of a step behind the last row; one that is handed on late leads no step back."""
+        self.step = max(self.step, step)
 
     def _time_steps(self, timing: StepTiming) -> None:
         wait = passes = optimizer = after = 0.0

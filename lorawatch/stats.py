@@ -290,3 +290,12 @@ def welch_t(before: Sequence[float], after: Sequence[float]) -> float:
     if error == 0.0:
         return 0.0 if fall == 0.0 else math.copysign(math.inf, fall)
     return fall / error
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """Exact one-sided p of McNemar's test: the chance of ``lost`` or more out of all that changed, at one half each.
+
+    Source: McNemar 1947, *Note on the sampling error of the difference between correlated proportions*.
+    """
+    changed = lost + won
+    return float(sum(math.comb(changed, at) for at in range(lost, changed + 1)) / 2**changed)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lorawatch.findings import Breach, Severity
-from lorawatch.records import GpuReading, HostReading, MetricRow, Step, StepTiming
+from lorawatch.records import Judged, Step, StepTiming
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import Run
 
@@ -26,7 +26,7 @@ class StepRule(Rule):
     :attr:`~lorawatch.rule.Rule.easing`, which changes between records only.
     """
 
-    judges: ClassVar[tuple[type[MetricRow | StepTiming | GpuReading | HostReading], ...]] = (StepTiming,)
+    judges: ClassVar[tuple[type[Judged], ...]] = (StepTiming,)
 
     release: int = param(1, unit="judgements", help="Calm judgements in a row before it resolves.")
     steps: int = state(int)

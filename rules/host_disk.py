@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from lorawatch.cards import size
 from lorawatch.findings import Adjustment, Breach, Severity
-from lorawatch.records import GpuReading, HostReading, MetricRow, StepTiming
+from lorawatch.records import HostReading, Judged
 from lorawatch.remedies import look
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import Run
@@ -66,7 +66,7 @@ class HostDisk(Rule):
     id: ClassVar[str] = "host/disk"
     title: ClassVar[str] = "The disk fills up"
     severity: ClassVar[Severity] = Severity.WARNING
-    judges: ClassVar[tuple[type[MetricRow | StepTiming | GpuReading | HostReading], ...]] = (HostReading,)
+    judges: ClassVar[tuple[type[Judged], ...]] = (HostReading,)
 
     short: float = param(2.0, unit="checkpoints", help="Free space below which it is a warning.")
     critical: float = param(1.2, unit="checkpoints", help="Free space below which it is critical.")

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from lorawatch.cards import size
 from lorawatch.findings import Adjustment, Breach, Severity
-from lorawatch.records import GpuReading, HostReading, MetricRow, ProcessReading, StepTiming
+from lorawatch.records import HostReading, Judged, ProcessReading
 from lorawatch.remedies import look
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import Run
@@ -75,7 +75,7 @@ class HostRam(Rule):
     id: ClassVar[str] = "host/ram"
     title: ClassVar[str] = "The machine's memory runs short"
     severity: ClassVar[Severity] = Severity.WARNING
-    judges: ClassVar[tuple[type[MetricRow | StepTiming | GpuReading | HostReading], ...]] = (HostReading,)
+    judges: ClassVar[tuple[type[Judged], ...]] = (HostReading,)
 
     warning: float = param(0.10, unit="ratio", help="Share of the memory below which what is available is short.")
     critical: float = param(0.05, unit="ratio", help="Share of the memory below which it is critical.")

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from lorawatch import data_wait
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.loaders import Loaders
-from lorawatch.records import GpuReading, HostReading, MetricRow, Step, StepTiming
+from lorawatch.records import HostReading, Judged, Step, StepTiming
 from lorawatch.rule import param, state
 from lorawatch.run import Run
 from lorawatch.step_rule import EVERY, StepRule
@@ -64,7 +64,7 @@ class PerfDataWait(StepRule):
     id: ClassVar[str] = "perf/data-wait"
     title: ClassVar[str] = "Training waits for data"
     severity: ClassVar[Severity] = Severity.WARNING
-    judges: ClassVar[tuple[type[MetricRow | StepTiming | GpuReading | HostReading], ...]] = (StepTiming, HostReading)
+    judges: ClassVar[tuple[type[Judged], ...]] = (StepTiming, HostReading)
     suppresses: ClassVar[tuple[str, ...]] = ("perf/low-gpu",)
 
     info: float = param(0.10, unit="ratio", help="Share of waiting that is worth a word.")

@@ -9,7 +9,7 @@ from typing import ClassVar
 from lorawatch.findings import Adjustment, Breach, Severity
 from lorawatch.machine_signs import interrupted
 from lorawatch.memory_remedies import larger_micro_batch
-from lorawatch.records import Card, GpuReading, HostReading, MetricRow, StepTiming
+from lorawatch.records import Card, GpuReading, Judged
 from lorawatch.remedies import look
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import LANGUAGE_MODELLING, Run
@@ -62,7 +62,7 @@ class PerfLowGpu(Rule):
     id: ClassVar[str] = "perf/low-gpu"
     title: ClassVar[str] = "The GPU is often without work"
     severity: ClassVar[Severity] = Severity.INFO
-    judges: ClassVar[tuple[type[MetricRow | StepTiming | GpuReading | HostReading], ...]] = (GpuReading,)
+    judges: ClassVar[tuple[type[Judged], ...]] = (GpuReading,)
 
     release: int = param(1, unit="judgements", help="Calm judgements in a row before it resolves.")
     low: float = param(0.30, unit="ratio", help="Median utilisation below which it is low.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lorawatch.findings import Adjustment, Breach, Severity
-from lorawatch.records import GpuReading, HostReading, MetricRow, StepTiming
+from lorawatch.records import HostReading, Judged
 from lorawatch.remedies import look
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import Run
@@ -60,7 +60,7 @@ class PerfStall(Rule):
     id: ClassVar[str] = "perf/stall"
     title: ClassVar[str] = "The run has stopped"
     severity: ClassVar[Severity] = Severity.CRITICAL
-    judges: ClassVar[tuple[type[MetricRow | StepTiming | GpuReading | HostReading], ...]] = (HostReading,)
+    judges: ClassVar[tuple[type[Judged], ...]] = (HostReading,)
     suppresses: ClassVar[tuple[str, ...]] = ("perf/low-gpu",)
 
     steps: float = param(10.0, unit="typical steps", help="Silence that may pass.")

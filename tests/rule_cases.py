@@ -29,6 +29,11 @@ A rule that judges readings of the machine has ticks instead of rows, ``interval
     timing.saving = "0 x20, 4 x20"              # a field of StepTiming, a tick
     changes = [{ at = 20, gpu = { xids = [79] } }, { from = 30, host = { phase = "saving" } }]   # by tick, from 0
 
+What is seen of the model is written out: each of ``looks`` is a record (``type = "model"``, ``labels``, ``adapter`` or
+``samples``) that comes before the train row ``at`` (counted from 0; by default the first)::
+
+    looks = [{ type = "adapter", at = 50, step = 50, modules = [{ name = "q_proj", rank = 8, scale = 2.0 }] }]
+
 Each tick has a StepTiming, where one is given, then a GpuReading, then a HostReading. A row of ``train`` may go with
 each tick, after the others. ``between`` and ``resumed`` speak of steps; without steps each tick is one step.
 
@@ -124,6 +129,7 @@ class Case:
         eval_rows = max((len(values) for values in evals.values()), default=0)
         per_epoch = self.spec.get("rows_per_epoch", max(rows, 1))
         events = {item["at"]: item for item in self.spec.get("events", [])}
+        looks = sorted(self.spec.get("looks", []), key=lambda item: item.get("at", 0))
         done = 0
         seconds = self.spec.get("seconds")
         clock = 0.0
@@ -132,6 +138,8 @@ class Case:
             if index in events:
                 item = events[index]
                 yield LifecycleEvent(cast("Event", item["event"]), step=item.get("step", index * every))
+            while looks and looks[0].get("at", 0) <= index:
+                yield _look(looks.pop(0))
             values = {
                 name: value for name, column in train.items() if index < len(column)
                 and (value := column[index]) is not None
@@ -146,6 +154,7 @@ class Case:
                 done += 1
         for index in range(done, eval_rows):
             yield _eval_row(evals, index, (index + 1) * every, float(index + 1))
+        yield from map(_look, looks)
         if self.spec.get("ends", True):
             yield LifecycleEvent("ended", step=rows * every)
 
@@ -218,6 +227,11 @@ class Case:
         for record in self.all_records():
             engine.feed(record)
         return engine
+
+
+def _look(item: dict[str, Any]) -> Record:
+    fields = {name: value for name, value in item.items() if name != "at"}
+    return cast("Record", msgspec.convert(fields, Record))
 
 
 _READING = re.compile(r"gpu\d*|host|allocator|step|timing")

@@ -33,24 +33,33 @@ TRANSFORMERS_4_46 = {
     "prediction_loss_only", "save_only_model", "warmup_ratio", "warmup_steps",
     "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_prefetch_factor", "eval_accumulation_steps",
     "optim", "per_device_train_batch_size", "save_steps", "save_total_limit", "torch_compile",
-    "torch_empty_cache_steps", "use_liger_kernel",
+    "torch_empty_cache_steps", "use_liger_kernel", "logging_first_step", "weight_decay",
 }  # fmt: skip
 """Fields of transformers 4.46's TrainingArguments among those that rules speak of, read from its wheel."""
-TRL_OF_ITS_TIME = {"max_seq_length", "packing"}
+TRL_OF_ITS_TIME = {"max_seq_length", "packing", "beta", "label_smoothing", "loss_type"}
+TRL_REINFORCEMENT = {
+    "num_generations", "temperature", "max_completion_length", "mask_truncated_completions", "epsilon_high",
+    "entropy_coef", "num_iterations", "reward_weights", "vllm_importance_sampling_correction",
+}  # fmt: skip
+"""Spoken of only where the run logs what TRL's GRPOTrainer logs, which had these fields since."""
 BASE = {"load_in_4bit"}
 """How the base model is loaded: transformers' BitsAndBytesConfig."""
-LORA = {"r", "lora_alpha", "lora_dropout"}
+LORA = {"r", "lora_alpha", "lora_dropout", "bias", "target_modules", "modules_to_save", "use_rslora"}
 AXOLOTL = {
     "adam_beta2", "bf16", "eval_batch_size", "eval_steps", "eval_strategy", "gradient_accumulation_steps",
     "gradient_checkpointing", "group_by_length", "learning_rate", "load_best_model_at_end", "logging_steps",
     "lora_alpha", "lora_dropout", "lora_r", "max_grad_norm", "max_steps", "micro_batch_size", "num_epochs",
     "save_only_model", "sequence_len", "warmup_ratio", "warmup_steps", "dataloader_num_workers",
     "dataloader_prefetch_factor", "load_in_4bit", "optimizer", "sample_packing", "save_steps", "save_total_limit",
-    "torch_compile",
+    "torch_compile", "weight_decay", "lora_target_modules", "lora_modules_to_save", "peft_use_rslora", "rl_beta",
+    "dpo_label_smoothing",
 }  # fmt: skip
 """Fields of axolotl's AxolotlInputConfig among those that rules speak of, read from its schemas."""
+ZERO = {"dataloader_num_workers", "lora_dropout"}
+"""Parameters that 0 is a sane value of."""
 LLAMAFACTORY = {
     "lora_rank", "lora_alpha", "lora_dropout", "cutoff_len", "packing", "quantization_bit", "enable_liger_kernel",
+    "pref_beta", "dpo_label_smoothing", "lora_target", "additional_target", "use_rslora",
 }  # fmt: skip
 """LLaMA-Factory's own fields; its training arguments are those of transformers."""
 
@@ -99,7 +108,12 @@ def fields(library: str) -> frozenset[str]:
         return frozenset(LLAMAFACTORY | TRANSFORMERS_4_46)
     if library == "transformers 4.46":
         return frozenset(
-            TRANSFORMERS_4_46 | TRL_OF_ITS_TIME | LORA | BASE | {"assistant_only_loss", "completion_only_loss"}
+            TRANSFORMERS_4_46
+            | TRL_OF_ITS_TIME
+            | TRL_REINFORCEMENT
+            | LORA
+            | BASE
+            | {"assistant_only_loss", "completion_only_loss"}
         )
     transformers, trl, peft = (pytest.importorskip(name) for name in ("transformers", "trl", "peft"))
     assert set(inspect.signature(transformers.BitsAndBytesConfig).parameters) >= BASE
@@ -140,8 +154,8 @@ def test_each_proposal_can_be_set_and_changes_something(known: str, library: str
             if isinstance(one.proposed, bool) or not isinstance(one.proposed, int | float):
                 continue
             assert math.isfinite(one.proposed), where
-            # Without workers the trainer loads the data itself, which is a setting like another.
-            assert one.proposed >= 0 if one.parameter == "dataloader_num_workers" else one.proposed > 0, where
+            # Without workers the trainer loads the data itself, and no dropout is PEFT's default: settings like others.
+            assert one.proposed >= 0 if one.parameter in ZERO else one.proposed > 0, where
             if one.parameter == "learning_rate" and one.direction == "up":
                 assert one.proposed <= 2e-3, where
             if one.parameter == "learning_rate" and run.fact("r") is not None and one.direction == "down":
@@ -164,8 +178,8 @@ def test_each_name_that_a_rule_can_propose_is_a_field_of_the_installed_libraries
     assert names - {""} <= fields("installed")
     old = Run("old")
     old.learn(FactUpdate({"transformers_version": "4.46.3", "trl_version": "0.12.1"}, "test"))
-    newer = {"vllm_gpu_memory_utilization"}  # spoken of only where the run says that it uses vLLM
-    assert {spell_parameter(name, 1, old)[0] for name in names - newer - {""}} <= fields("transformers 4.46")
+    newer = {"vllm_gpu_memory_utilization", "loss_weights"} | TRL_REINFORCEMENT  # spoken of where the run has them
+    assert {spell_parameter(name, 1, old)[0] for name in names - newer} - {""} <= fields("transformers 4.46")
 
 
 @pytest.mark.parametrize(

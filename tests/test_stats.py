@@ -13,6 +13,7 @@ from lorawatch.stats import (
     is_steep,
     linear_fit,
     mann_kendall_z,
+    mcnemar,
     quadratic_residuals,
     strongest_period,
     theil_sen,
@@ -96,3 +97,8 @@ def test_welchs_t_is_positive_for_a_fall() -> None:
     assert welch_t([2.0, 2.1, 1.9, 2.0], [1.0, 1.1, 0.9, 1.0]) > 10
     assert welch_t([1.0, 1.0], [1.0, 1.0]) == 0.0
     assert welch_t([2.0, 2.0], [1.0, 1.0]) == math.inf
+
+
+@pytest.mark.parametrize(("lost", "won", "chance"), [(0, 0, 1.0), (5, 0, 1 / 32), (10, 1, 12 / 2048), (0, 1, 1.0)])
+def test_mcnemar_is_the_tail_of_a_fair_coin(lost: int, won: int, chance: float) -> None:
+    assert mcnemar(lost, won) == pytest.approx(chance)

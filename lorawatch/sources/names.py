@@ -123,26 +123,29 @@ FACT_NAMES = frozenset(
     data_seed dataloader_drop_last dataloader_num_workers dataloader_persistent_workers
     dataloader_pin_memory dataloader_prefetch_factor dataset ddp_backend ddp_find_unused_parameters
     deepspeed disable_tqdm do_eval do_train dtype early_stopping_patience embedding_learning_rate
-    embedding_lr epsilon eval_accumulation_steps eval_delay eval_on_start eval_rows eval_steps eval_strategy
-    evaluation_strategy finetuning_type fp16 fp16_full_eval fp16_opt_level fsdp fsdp_config full_determinism
-    gradient_accumulation_steps gradient_checkpointing greater_is_better group_by_length
-    half_precision_backend hidden_size ignore_data_skip include_num_input_tokens_seen init_lora_weights
-    intermediate_size label_pad_token_id label_smoothing_factor layers_to_transform learning_rate
+    embedding_lr entropy_coef epsilon epsilon_high eval_accumulation_steps eval_delay eval_on_start
+    eval_rows eval_steps eval_strategy evaluation_strategy exclude_modules finetuning_type fp16
+    fp16_full_eval fp16_opt_level fsdp fsdp_config full_determinism gradient_accumulation_steps
+    gradient_checkpointing greater_is_better group_by_length half_precision_backend hidden_size
+    ignore_data_skip include_num_input_tokens_seen init_lora_weights intermediate_size label_pad_token_id
+    label_smoothing label_smoothing_factor layers_pattern layers_to_transform learning_rate
     length_column_name load_best_model_at_end load_in_4bit load_in_8bit local_rank log_level
     logging_first_step logging_nan_inf_filter logging_steps logging_strategy lora_alpha lora_dropout
-    lora_rank lora_target lorap_lr_ratio loraplus_lr_embedding loraplus_lr_ratio loss_type lr lr_groups
-    lr_scheduler_kwargs lr_scheduler_type max_completion_length max_grad_norm max_length
-    max_position_embeddings max_prompt_length max_samples max_seq_length max_steps metric_for_best_model
-    micro_batch_size mm_projector_lr model_name_or_path model_type modules_to_save n_gpu neftune_noise_alpha
-    no_cuda num_attention_heads num_generations num_hidden_layers num_key_value_heads num_train_epochs optim
-    optim_args output_dir packing padding_free peft_type peft_version per_device_eval_batch_size
-    per_device_train_batch_size prediction_loss_only quantization_bit r rank_pattern run_name
+    lora_rank lora_target lorap_lr_ratio loraplus_lr_embedding loraplus_lr_ratio loss_type loss_weights lr
+    lr_groups lr_scheduler_kwargs lr_scheduler_type mask_truncated_completions max_completion_length
+    max_grad_norm max_length max_position_embeddings max_prompt_length max_samples max_seq_length max_steps
+    metric_for_best_model micro_batch_size mm_projector_lr model_name_or_path model_type modules_to_save
+    n_gpu neftune_noise_alpha no_cuda num_attention_heads num_generations num_hidden_layers num_iterations
+    num_key_value_heads num_train_epochs optim optim_args output_dir packing packing_strategy padding_free
+    peft_type peft_version per_device_eval_batch_size per_device_train_batch_size prediction_loss_only
+    pref_beta pref_ftx pref_loss quantization_bit r rank_pattern reward_weights rpo_alpha run_name
     save_only_model save_steps save_strategy save_total_limit scale_rewards seed stage target_modules
-    task_type template tf32 tie_word_embeddings torch_compile torch_dtype torch_empty_cache_steps
-    torch_version total_parameters total_train_batch_size train_batch_size train_rows
-    train_sampling_strategy trainable_parameters trainer_class transformers_version trl_version use_cpu
-    use_dora use_liger_kernel use_rslora use_vllm val_size vit_lr vllm_enable_sleep_mode
-    vllm_gpu_memory_utilization vllm_mode vocab_size warmup_ratio warmup_steps weight_decay world_size
+    target_parameters task_type temperature template tf32 tie_word_embeddings torch_compile torch_dtype
+    torch_empty_cache_steps torch_version total_parameters total_train_batch_size train_batch_size
+    train_rows train_sampling_strategy trainable_dtype trainable_parameters trained_tokens_per_row
+    trainer_class transformers_version trl_version use_cpu use_dora use_liger_kernel use_rslora use_vllm
+    val_size vit_lr vllm_enable_sleep_mode vllm_gpu_memory_utilization vllm_importance_sampling_correction
+    vllm_mode vocab_size warmup_ratio warmup_steps weight_decay world_size
     """,
     )
 )

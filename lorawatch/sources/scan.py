@@ -31,6 +31,7 @@ _NEVER = frozenset(
         "training_args.json",
         "wandb-summary.json",
         "wandb-metadata.json",
+        "lorawatch-ledger.jsonl",
     )
 )
 _SKIPPED_FOLDERS = frozenset({"node_modules", "__pycache__", "site-packages", ".git", ".venv", "venv", ".cache"})
