@@ -19,6 +19,9 @@ VERBS = {
     "compare": "say whether a change helped: two finished runs of one job",
     "rules": "list the rules",
     "explain": "print the page of a rule",
+    "preflight": "judge a configuration before anything is trained, and estimate its memory",
+    "report": "write a report of one run: a page, or Markdown",
+    "fix": "make the next adjustment in your own configuration",
     "demo": "replay a recorded faulty run through tail",
 }
 
