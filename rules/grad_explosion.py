@@ -52,7 +52,7 @@ class GradExplosion(Rule):
     min_points: ClassVar[int] = 20
     suppresses: ClassVar[tuple[str, ...]] = (
         "grad/spike", "grad/always-clipped", "loss/spike", "loss/noisy", "loss/oscillation", "loss/plateau",
-        "eval/overfit", "eval/gap",
+        "eval/overfit", "eval/gap", "lora/growth", "lora/update-size", "gen/*", "base/*",
     )  # fmt: skip
 
     release: int = param(5, unit="logs", help="Calm logs in a row before it resolves.")

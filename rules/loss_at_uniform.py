@@ -48,7 +48,7 @@ class LossAtUniform(Rule):
     needs_facts: ClassVar[tuple[str, ...]] = ("vocab_size",)
     kinds = LANGUAGE_MODELLING
     min_points: ClassVar[int] = 3
-    suppresses: ClassVar[tuple[str, ...]] = ("loss/*", "eval/*", "grad/*")
+    suppresses: ClassVar[tuple[str, ...]] = ("loss/*", "eval/*", "grad/*", "lora/*", "gen/*", "base/*")
 
     release: int = param(16, unit="points", help="Points in a row below the eased limit before it resolves.")
     uniform: float = param(0.9, unit="share of ln V", help="The last losses are at this share of ln V or above.")

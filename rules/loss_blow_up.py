@@ -62,7 +62,8 @@ class LossBlowUp(Rule):
     min_points: ClassVar[int] = 3
     suppresses: ClassVar[tuple[str, ...]] = (
         "loss/diverging", "loss/plateau", "loss/not-learning", "loss/slow-start", "loss/spike", "loss/oscillation",
-        "loss/noisy", "loss/stairs", "loss/periodic", "eval/overfit", "eval/gap", "grad/*",
+        "loss/noisy", "loss/stairs", "loss/periodic", "eval/overfit", "eval/gap", "grad/*", "lora/*",
+        "gen/*", "base/*",
     )  # fmt: skip
 
     release: int = param(16, unit="points", help="Points in a row below the eased limit before it resolves.")

@@ -59,7 +59,7 @@ class LossDiverging(Rule):
     min_points: ClassVar[int] = 28
     suppresses: ClassVar[tuple[str, ...]] = (
         "loss/plateau", "loss/not-learning", "loss/slow-start", "loss/spike", "loss/noisy", "loss/oscillation",
-        "eval/overfit", "eval/gap", "grad/spike", "grad/always-clipped",
+        "eval/overfit", "eval/gap", "grad/spike", "grad/always-clipped", "lora/*", "gen/*", "base/*",
     )  # fmt: skip
 
     hold: int = param(8, unit="points", help="Points in a row above the limit before the finding opens.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lorawatch.findings import Adjustment, Breach, Severity
-from lorawatch.records import MetricRow
+from lorawatch.records import AdapterReading, Judged, MetricRow
 from lorawatch.rule import Rule, param, state
 from lorawatch.run import PREFERENCE, SUPERVISED, Run
 
@@ -26,7 +26,7 @@ class SigDeadGradient(Rule):
     Such a run is usually found out when its adapter behaves exactly like the base model.
 
     ## How it decides
-    Any of three signs, all exact.
+    Any of four signs, all exact.
 
     - The gradient norm is at most 1e-8 for 5 logs in a row while the loss is above 0.05.
     - The losses of an epoch come again, digit by digit: 6 different logged losses in a row, each equal to the one a
@@ -40,6 +40,9 @@ class SigDeadGradient(Rule):
       move it by less than they show. Values that fit the 11 bits of fp16 or the 8 of bf16 are coarse and do not count.
       Where there are several evaluation sets, none of them may change. A log without a learning rate is not judged by
       this sign: it may be a schedule that has ended.
+    - After step 5 (30 in fp16, whose loss scaler skips steps at first) the B of every module of the adapter is exactly
+      0, where it began. A single step with a gradient moves it. Where the logged learning rates are all 0 so far, this
+      is not judged.
 
     ## What to change
     Look at what the optimizer holds. It must be made after the model was wrapped by PEFT and moved to its device;
@@ -59,16 +62,18 @@ class SigDeadGradient(Rule):
     Evaluations: of the 33 public logs with evaluations none has even two in a row that are equal. Of 247 runs of the
     reference trainer 13 have three at full precision, all of them with a frozen adapter, an optimizer made too early
     or no labels; rounded to 4 digits one with a learning rate that is too low has them too, and no healthy one.
+    That B begins at 0: Hu et al., *LoRA* (2021), and PEFT's default.
     """
 
     id: ClassVar[str] = "sig/dead-gradient"
     title: ClassVar[str] = "The adapter is not being trained"
     severity: ClassVar[Severity] = Severity.CRITICAL
+    judges: ClassVar[tuple[type[Judged], ...]] = (MetricRow, AdapterReading)
     needs_any: ClassVar[tuple[str, ...]] = ("loss", "eval_loss", "eval_*_loss")
     kinds = SUPERVISED | PREFERENCE
     suppresses: ClassVar[tuple[str, ...]] = (
         "loss/not-learning", "loss/slow-start", "loss/plateau", "loss/periodic", "loss/oscillation", "loss/noisy",
-        "pref/no-signal", "lr/schedule",
+        "pref/no-signal", "lr/schedule", "lora/dead-modules",
     )  # fmt: skip
 
     dead: float = param(1e-8, unit="norm", help="Gradient norm at or below which no gradient is there.")
@@ -79,6 +84,7 @@ class SigDeadGradient(Rule):
     digits: int = param(4, unit="digits", help="Significant digits that such a loss must have.")
     sure_digits: int = param(6, unit="digits", help="Significant digits below which it is a warning.")
     least_rate: float = param(0.01, unit="share of peak", help="Learning rate below which nothing need change.")
+    first_steps: int = param(5, unit="steps", help="Steps after which a B of 0 tells that nothing was trained.")
     streak: int = state(int)
     index: int = state(int)
     seen: dict[float, tuple[int, int, float | None]] = state(dict)
@@ -88,19 +94,38 @@ class SigDeadGradient(Rule):
     different: set[float] = state(set)
     in_training: Breach | None = state(lambda: None)
     in_evaluation: Breach | None = state(lambda: None)
+    in_weights: Breach | None = state(lambda: None)
     evaluated: dict[str, tuple[float, int, int]] = state(dict)
 
-    def judge(self, row: MetricRow, run: Run) -> Breach | None:
-        """Look for a norm of 0, for losses that come again, and for evaluations that do not change.
+    def judge(self, row: MetricRow | AdapterReading, run: Run) -> Breach | None:
+        """Look for a norm of 0, for losses that come again, for evaluations that do not change, for a B of 0.
 
         What one sort of row told stands until a later row of that sort takes it back.
         """
+        if isinstance(row, AdapterReading):
+            self.in_weights = self._judge_weights(row, run)
+            return self.in_training or self.in_evaluation or self.in_weights
         loss = row.values.get("loss")
         if loss is None:
             self._judge_evaluation(row, run)
         else:
             self.in_training = self._judge_training(loss, row, run)
-        return self.in_training or self.in_evaluation
+        return self.in_training or self.in_evaluation or self.in_weights
+
+    def _judge_weights(self, reading: AdapterReading, run: Run) -> Breach | None:
+        modules = reading.modules
+        settled = self.first_steps * (6 if run.fact("fp16") else 1)
+        if reading.step <= settled or not modules or any(module.norm_b != 0.0 for module in modules):
+            return None
+        rates = run.series.get("learning_rate")
+        if rates is not None and rates.count and not run.peak_learning_rate:
+            return None  # a rate of 0 moves nothing: lr/schedule's business
+        return Breach(
+            f"B is 0 in all {len(modules)} adapted modules at step {reading.step}, where it began: no step has reached "
+            "the adapter",
+            {"modules": len(modules), "step": reading.step, "learning_rate": run.last("learning_rate"),
+             "grad_norm": run.last("grad_norm")},
+        )  # fmt: skip
 
     def _judge_training(self, loss: float, row: MetricRow, run: Run) -> Breach | None:
         values = row.values

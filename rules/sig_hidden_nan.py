@@ -58,7 +58,7 @@ class SigHiddenNan(Rule):
     needs: ClassVar[tuple[str, ...]] = ("loss", "grad_norm")
     suppresses: ClassVar[tuple[str, ...]] = (
         "sig/nan", "sig/fp16-scaler", "sig/dead-gradient", "sig/ga-loss-scale", "loss/*", "grad/*", "lr/*", "eval/*",
-        "pref/*", "rl/*",
+        "pref/*", "rl/*", "lora/*", "gen/*", "base/*",
     )  # fmt: skip
 
     hold: int = param(1, unit="logs", help="Breaches in a row before the finding opens; the rule counts by itself.")

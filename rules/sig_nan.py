@@ -57,7 +57,7 @@ class SigNan(Rule):
     retells: ClassVar[bool] = True
     suppresses: ClassVar[tuple[str, ...]] = (
         "sig/fp16-scaler", "sig/dead-gradient", "sig/ga-loss-scale", "loss/*", "grad/*", "lr/*", "eval/*", "pref/*",
-        "rl/*",
+        "rl/*", "lora/*", "gen/*", "base/*",
     )  # fmt: skip
 
     hold: int = param(1, unit="logs", help="Breaches in a row before the finding opens.")

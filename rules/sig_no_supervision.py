@@ -49,6 +49,7 @@ class SigNoSupervision(Rule):
     kinds = SUPERVISED
     suppresses: ClassVar[tuple[str, ...]] = (
         "loss/*", "eval/*", "grad/*", "lr/*", "sig/nan", "sig/hidden-nan", "sig/dead-gradient", "sig/ga-loss-scale",
+        "lora/dead-modules", "gen/*", "base/*",
     )  # fmt: skip
 
     hold: int = param(3, unit="logs", help="Logs in a row with a loss and a gradient norm of exactly 0.")

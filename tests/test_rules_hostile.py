@@ -13,16 +13,24 @@ import pytest
 
 from lorawatch.engine import Engine
 from lorawatch.records import (
+    AdaptedModule,
+    AdapterReading,
     AllocatorReading,
     Card,
     FactUpdate,
     GpuProcess,
     GpuReading,
     HostReading,
+    LabelAudit,
+    LabelledPiece,
     LifecycleEvent,
     MetricRow,
+    ModelTree,
+    ModuleGroup,
     ProcessReading,
     Record,
+    Sample,
+    SampleReading,
     Step,
     StepTiming,
 )
@@ -33,6 +41,10 @@ VALUES = [0.0, math.nan, math.inf, -math.inf, 1e-9, 5e-324, 1.0, 1.7, 2.5, 1e6, 
 METRICS = [
     "loss", "grad_norm", "learning_rate", "eval_loss", "eval_maths_loss", "eval_runtime", "eval_samples_per_second",
     "train_runtime", "loss_scale", "scale", "eval_accuracy", "eval_wer", "entropy", "mean_token_accuracy",
+    "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "eval_rewards/accuracies",
+    "eval_rewards/margins", "logps/chosen", "logps/rejected", "completions/mean_length", "completions/clipped_ratio",
+    "completions/max_length", "completions/mean_terminated_length", "kl", "reward", "reward_std",
+    "frac_reward_zero_std", "sampling/sampling_logp_difference/mean", "sampling/importance_sampling_ratio/mean",
 ]  # fmt: skip
 FACTS = [
     "fp16", "bf16", "max_steps", "max_grad_norm", "gradient_accumulation_steps", "warmup_steps", "warmup_ratio", "r",
@@ -70,11 +82,16 @@ COUNTS = [0, 1, 2, 8, 79, 4096, 2**30, 40 * 2**30, 80 * 2**30, 2**63 - 1, -1, -(
 NUMBERS = [*VALUES, 0.3, 0.6, 0.98, 30.0, 90.0]
 TEXTS = ["", "python", "sw_thermal", "hw_thermal", "training", "evaluation", "/", "\x1b[31m", "x" * 500]
 PLAIN: dict[Any, list[Any]] = {int: COUNTS, float: NUMBERS, bool: [True, False], str: TEXTS}
-PARTS = (Card, GpuProcess, ProcessReading, Step, AllocatorReading)
+PARTS = (
+    Card, GpuProcess, ProcessReading, Step, AllocatorReading, ModuleGroup, LabelledPiece, AdaptedModule, Sample,
+)  # fmt: skip
+LOOKS = (ModelTree, LabelAudit, AdapterReading, SampleReading)
 READING_FACTS = [
     *FACTS, "per_device_train_batch_size", "trainable_parameters", "total_parameters", "hidden_size",
     "num_hidden_layers", "optim", "packing", "num_generations", "save_steps", "save_total_limit", "trainer_class",
-    "dataloader_num_workers", "world_size", "trl_version", "torch_version",
+    "dataloader_num_workers", "world_size", "trl_version", "torch_version", "target_modules", "modules_to_save", "bias",
+    "use_rslora", "use_dora", "init_lora_weights", "lora_dropout", "load_in_4bit", "trainable_dtype", "train_rows",
+    "beta", "loss_type", "label_smoothing", "task_type", "temperature", "num_iterations", "trained_tokens_per_row",
 ]  # fmt: skip
 
 
@@ -140,6 +157,8 @@ def hostile_readings(seed: int) -> list[Record]:
             records.append(LifecycleEvent(cast("Any", event), rng.choice([None, index]), rng.choice([None, *NUMBERS])))
         if rng.random() < 0.3:
             records.append(MetricRow(index, {"loss": rng.random()}, time=10.0 * index))
+        if rng.random() < 0.3:
+            records.append(absurd_record(rng.choice(LOOKS), rng))
         for kind in (StepTiming, GpuReading, HostReading):
             reading = absurd_record(kind, rng)
             records.append(reading if wild and rng.random() < 0.5 else plausible(reading, index, rng))
@@ -164,3 +183,4 @@ def test_no_rule_raises_for_a_reading(seed: int) -> None:
 def test_hostile_readings_do_reach_the_rules() -> None:
     opened = {finding.rule for seed in range(100) for finding in after_hostile_readings(seed).findings}
     assert opened >= {"mem/headroom", "mem/leak", "mem/fragmentation", "mem/oom-forecast", "hw/errors", "hw/pcie"}
+    assert opened >= {"cfg/label-audit", "lora/not-finite"}
