@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from lorawatch.comparison.facts import FactChange, another_job, fact_changes
@@ -13,6 +14,8 @@ from lorawatch.comparison.measures import Measure, Pair, Verdict, effect_text, f
 from lorawatch.comparison.speed import peak_memory, speed
 from lorawatch.engine import Engine
 from lorawatch.findings import Finding, Severity
+from lorawatch.ledger import adoption_notes, read_ledger
+from lorawatch.render import printable
 from lorawatch.run_watch import RunWatch
 
 __all__ = ["CompareError", "Comparison", "FactChange", "FindingChange", "Measure", "Verdict", "compare"]
@@ -27,6 +30,9 @@ LATER = 2.0
 WATCHED_STEPS = 200
 """Steps without a new alarm after which divergence counts as mended, or twice the old time to alarm where longer."""
 
+CHANGES = 8
+"""Changes by ``lorawatch fix`` that are spoken of, the last ones."""
+
 _TROUBLES = {
     "divergence": (
         "loss/diverging", "loss/blow-up", "loss/at-uniform", "grad/explosion", "sig/nan", "sig/hidden-nan",
@@ -35,6 +41,8 @@ _TROUBLES = {
     "overfitting": ("eval/overfit", "eval/gap", "loss/memorised", "loss/stairs"),
 }  # fmt: skip
 _MACHINE = ("perf/", "mem/", "hw/", "host/")
+_SET_UP = "cfg/"
+"""Rules that judge a set-up before it is tried: they are listed, but a verdict rests on what came of it."""
 _TROUBLE_OF = {rule: trouble for trouble, rules in _TROUBLES.items() for rule in rules}
 """Rules that tell one trouble, each at another stage of it: one that comes in another's place is the same trouble."""
 
@@ -228,7 +236,7 @@ def _when(pair: Pair, before: Finding, after: Finding) -> Literal["later", "stay
     """Whether an alarm as severe came at another time; ``stayed`` where its time says nothing of the training."""
     axis = pair.axis
     spacing = [place.at(run.logging_interval) - place.at(0) for place, run in zip(pair.places, pair.runs, strict=True)]
-    if after.rule.startswith(_MACHINE) or max(spacing) > 1.5 * min(spacing):
+    if after.rule.startswith((*_MACHINE, _SET_UP)) or max(spacing) > 1.5 * min(spacing):
         return "stayed"
     alarm, place = axis.before.at(before.opened_step), axis.after.at(after.opened_step)
     if place >= LATER * alarm > 0:
@@ -255,7 +263,9 @@ def _gone(pair: Pair, before: Finding, alarm: float, silent: dict[str, str]) -> 
 
 
 def _matters(finding: Finding | None) -> bool:
-    return finding is not None and finding.is_root and finding.severity >= Severity.WARNING
+    if finding is None or finding.rule.startswith(_SET_UP):
+        return False
+    return finding.is_root and finding.severity >= Severity.WARNING
 
 
 def _is_lost(rule: str) -> bool:
@@ -376,4 +386,6 @@ def _notes(pair: Pair) -> list[str]:
         notes.append("The seeds differ: what chance does from one seed to the next is not in the ±.")
     if old.steps_estimated or new.steps_estimated:
         notes.append("Steps are estimated from a log that does not state them.")
+    made = [one for one in read_ledger(Path(old.path)) if one.run == old.name and one.started == old.first_time]
+    notes += (f"{printable(note)}." for note in adoption_notes(made[-CHANGES:], new.fact))
     return notes
