@@ -21,6 +21,7 @@ from lorawatch.render import printable
 from lorawatch.terminal_advice import advice
 from lorawatch.terminal_history import RunHistory
 from lorawatch.terminal_machine import machine
+from lorawatch.terminal_samples import samples
 from lorawatch.terminal_text import (
     BOLD,
     DIM,
@@ -152,6 +153,8 @@ class LiveView:
         if height < 24:
             about = about[:2]
         top += [Line(), *about] if about and height >= 30 else about
+        said = samples(run, width, most=2 if height >= 50 else 1) if height >= 36 else []
+        top += [Line(), *said] if said else []
         most_others = 4 if height >= 30 else 2
         bottom = panels.others(runs, focus, width, most_others) if len(runs) > 1 else []
         bottom += panels.abstained(focus.engine, width, most=1 if height < 30 else 2)

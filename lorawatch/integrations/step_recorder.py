@@ -177,6 +177,10 @@ class StepRecorder(TrainerCallback):
         self._end = self._clock()
         self._open, self._working = True, False
 
+    def leave_out(self, seconds: float) -> None:
+        """The owner looked at the model for so long after a step: that is no logging of the trainer's."""
+        self._boundary += seconds
+
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An epoch begins: its first wait holds the start of the workers and one batch of look-ahead."""
         try:

@@ -30,14 +30,17 @@ ARGUMENTS = (
     "use_vllm", "vllm_mode", "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode",
     "average_tokens_across_devices", "include_num_input_tokens_seen",
     "max_length", "max_seq_length", "max_prompt_length", "max_completion_length", "packing", "padding_free",
-    "completion_only_loss", "assistant_only_loss", "beta", "loss_type", "num_generations", "epsilon", "scale_rewards",
+    "packing_strategy", "completion_only_loss", "assistant_only_loss", "beta", "loss_type", "loss_weights",
+    "label_smoothing", "num_generations", "num_iterations", "temperature", "epsilon", "epsilon_high", "scale_rewards",
+    "reward_weights", "entropy_coef", "mask_truncated_completions", "vllm_importance_sampling_correction",
     "world_size",
 )  # fmt: skip
 """Fields of ``TrainingArguments`` and of TRL's configs that are kept, where the installed version has them."""
 
 ADAPTER = (
     "r", "lora_alpha", "lora_dropout", "target_modules", "bias", "modules_to_save", "use_rslora", "use_dora",
-    "init_lora_weights", "layers_to_transform", "task_type", "peft_type",
+    "init_lora_weights", "layers_to_transform", "layers_pattern", "exclude_modules", "target_parameters", "task_type",
+    "peft_type",
 )  # fmt: skip
 """Fields of ``LoraConfig`` that are kept."""
 
@@ -148,6 +151,9 @@ def _model_facts(model: Any) -> dict[str, Any]:
     counts = _parameters(model)
     if counts is not None:
         facts["trainable_parameters"], facts["total_parameters"] = counts
+    dtype = _trainable_dtype(model)
+    if dtype:
+        facts["trainable_dtype"] = dtype
     return facts
 
 
@@ -175,6 +181,14 @@ def _parameters(model: Any) -> tuple[int, int] | None:
         total += size
         trainable += size if parameter.requires_grad else 0
     return trainable, total
+
+
+def _trainable_dtype(model: Any) -> str:
+    """The type of the parameters that are trained: ``bfloat16``; ``mixed`` where they differ, "" where none is."""
+    if not hasattr(model, "parameters"):
+        return ""
+    found = {str(one.dtype).removeprefix("torch.") for one in model.parameters() if one.requires_grad}
+    return "mixed" if len(found) > 1 else next(iter(found), "")
 
 
 def _length(dataset: Any) -> int | None:

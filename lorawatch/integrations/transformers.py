@@ -34,6 +34,7 @@ from lorawatch.integrations.judgement import Judgement
 from lorawatch.integrations.machine_thread import MachineThread
 from lorawatch.integrations.trainer_facts import collect
 from lorawatch.integrations.trainer_rows import is_summary, row_of, rows_of
+from lorawatch.lora.probes import ProbeSet
 from lorawatch.machine.host import Progress
 from lorawatch.merge import everything
 from lorawatch.records import Event, FactUpdate, LifecycleEvent, MetricRow, Record
@@ -47,6 +48,7 @@ from lorawatch.sources.lorawatch_jsonl import LorawatchSource
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+    from lorawatch.integrations.model_looks import ModelLooks
     from lorawatch.integrations.speech import change_text, say
     from lorawatch.integrations.step_recorder import StepRecorder, calling_handler
 except ModuleNotFoundError as error:
@@ -90,6 +92,8 @@ class LoraWatchCallback(TrainerCallback):
         path: Where to write the records; ``lorawatch.jsonl`` in ``args.output_dir`` when it is not given. A further
             run into the same file begins a new run in it.
         quiet: Print no findings and no summary, only what keeps lorawatch from working.
+        probes: What to ask the model every ``sample_steps`` steps; by default the prompts of the settings' ``probes``
+            file, or else the first ones of the run's own data.
 
     Raises:
         ValueError: ``actions`` names no severity or no action; or both ``settings`` and ``config`` are given.
@@ -104,17 +108,20 @@ class LoraWatchCallback(TrainerCallback):
         actions: Mapping[str, str] | None = None,
         path: str | os.PathLike[str] | None = None,
         quiet: bool = False,
+        probes: ProbeSet | None = None,
     ) -> None:
         if settings is not None and config is not None:
             raise ValueError("give LoraWatchCallback settings or config, not both")
         self.settings = settings or load_settings(None if config is None else Path(config))
         self.path = None if path is None else Path(path)
         self.quiet = quiet
+        self.probes = probes
         self.actions = checked_actions(actions or {})
         self._rules = RuleSet(self.settings)
         self._judgement: Judgement | None = None
         self._recorder: StepRecorder | None = None
         self._machine: MachineThread | None = None
+        self._looks: ModelLooks | None = None
         self._wanted: set[str] = set()
         # A crash within the second after a row must not hide what it showed. Weakly: nothing is kept alive for it.
         self._at_exit = partial(_judge_the_rest, weakref.ref(self))
@@ -154,6 +161,19 @@ class LoraWatchCallback(TrainerCallback):
             self._relive(state, judgement)
             self._take(facts, LifecycleEvent("resumed", step=state.global_step, time=now))
         judgement.listen()
+        if self._speaks and self.settings.model:
+            tokenizer = kwargs.get("processing_class") or kwargs.get("tokenizer")  # transformers before 4.46's rename
+            self._looks = ModelLooks(self.settings, self._note, self.probes)
+            self._take(
+                *self._looks.begin(
+                    kwargs.get("model"),
+                    tokenizer,
+                    args,
+                    train_dataloader=kwargs.get("train_dataloader"),
+                    eval_dataloader=kwargs.get("eval_dataloader"),
+                    max_steps=state.max_steps,
+                )
+            )
         if self._speaks and self.settings.machine:
             self._watch_machine(args, state.global_step, kwargs.get("train_dataloader"))
             self._process = os.getpid()
@@ -207,6 +227,8 @@ class LoraWatchCallback(TrainerCallback):
             if row is None:
                 return
             judgement.put(row)
+            if self._looks is not None:
+                self._look(kwargs.get("model"), state.global_step)
             if self._machine is None or self.actions or judgement.overdue:
                 self._judge()
                 if self._wanted:
@@ -242,11 +264,13 @@ class LoraWatchCallback(TrainerCallback):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes along: the settings, never a run that is being watched."""
-        return {name: self.__dict__[name] for name in ("settings", "path", "quiet", "actions")}
+        return {name: self.__dict__[name] for name in ("settings", "path", "quiet", "actions", "probes")}
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
         names = {severity.label: action for severity, action in kept["actions"].items()}
-        self.__init__(kept["settings"], actions=names, path=kept["path"], quiet=kept["quiet"])  # type: ignore[misc]
+        self.__init__(  # type: ignore[misc]
+            kept["settings"], actions=names, path=kept["path"], quiet=kept["quiet"], probes=kept["probes"]
+        )
 
     def _take(self, *records: Record) -> None:
         """Write records down, and judge them where no thread does."""
@@ -255,6 +279,15 @@ class LoraWatchCallback(TrainerCallback):
             judgement.put(*records)
             if self._machine is None:
                 self._judge()
+
+    def _look(self, model: Any, step: int) -> None:
+        """Look at the model, where that is due."""
+        looks, judgement, recorder, began = self._looks, self._judgement, self._recorder, time.perf_counter()
+        seen = looks.after_log(model, step) if looks is not None else []
+        if seen and judgement is not None:
+            judgement.put(*seen)
+        if recorder is not None:
+            recorder.leave_out(time.perf_counter() - began)
 
     def _judge(self) -> None:
         """Judge what waits; say what it changed, and note what is to be done about it."""
@@ -376,7 +409,7 @@ class LoraWatchCallback(TrainerCallback):
 
     def _leave(self) -> None:
         """Let go of the run that is being watched."""
-        judgement, self._judgement = self._judgement, None
+        judgement, self._judgement, self._looks = self._judgement, None, None
         self._stop_machine()
         atexit.unregister(self._at_exit)
         self._wanted = set()

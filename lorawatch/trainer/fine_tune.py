@@ -7,6 +7,8 @@ import random
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from lorawatch.integrations.transformers import LoraWatchCallback
+from lorawatch.lora.probes import Probe, ProbeSet, task_probes
+from lorawatch.settings import load_settings
 from lorawatch.trainer import builtin_data
 from lorawatch.trainer.base_model import load_base, load_tokenizer
 from lorawatch.trainer.faults.catalogue import fault_of
@@ -31,12 +35,11 @@ from lorawatch.trainer.faults.contract import Fault, Row
 from lorawatch.trainer.machine_needs import unmet
 from lorawatch.trainer.outcome import Outcome
 from lorawatch.trainer.recipe import BUILTIN, Recipe, RecipeError
+from lorawatch.trainer.replies import generate
 from lorawatch.trainer.rows import Rows, load_rows
-from lorawatch.trainer.samples import SampleCallback, generate
 
 RECIPE_FILE = "recipe.yaml"
-SAMPLE_PROMPTS = 6
-SAMPLE_TOKENS = 64
+PROBE_TOKENS = 64
 
 
 class InterruptedRunError(Exception):
@@ -143,16 +146,10 @@ def _trainer(
     base = load_base(recipe)
     fault.base(base, recipe)
     optimizer = fault.optimizer(base, recipe)
-    watch = LoraWatchCallback(quiet=quiet)
+    # Short runs on a slow machine could not afford a look within the usual share of their time: these are asked for.
+    settings = replace(load_settings(), sample_steps=recipe.sample_steps, sample_share=1.0)
+    watch = LoraWatchCallback(settings, quiet=quiet, probes=_probes(recipe, rows, tokenizer))
     attached: list[Any] = [watch, *callbacks, *fault.callbacks(recipe)]
-    if recipe.sample_steps and rows.train:
-        prompts = _prompts(recipe, rows)
-        tokens = recipe.max_completion_length if recipe.method == "grpo" else SAMPLE_TOKENS
-        attached.append(
-            SampleCallback(
-                Path(recipe.output_dir), tokenizer, prompts, steps=recipe.sample_steps, max_new_tokens=tokens
-            )
-        )
     if recipe.early_stopping_patience is not None:
         attached.append(EarlyStoppingCallback(recipe.early_stopping_patience))
     data: dict[str, Any] = {
@@ -262,17 +259,20 @@ _SAME_NAME = (
 """Fields of the recipe that the training arguments have under the same name."""
 
 
-def _prompts(recipe: Recipe, rows: Rows) -> list[list[dict[str, str]]]:
-    """Prompts to sample: the first ones to evaluate on, and some of the general probes beside the built-in data."""
-    found = []
-    for row in (rows.evaluation or rows.train)[:SAMPLE_PROMPTS]:
-        prompt = row.get("prompt")
-        if prompt is None:
-            continue
-        found.append([{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt))
-    if recipe.dataset == BUILTIN:
-        found = found[: SAMPLE_PROMPTS - 2] + [list(probe["messages"]) for probe in builtin_data.general_probes()[:2]]
-    return found or [[{"role": "user", "content": "Hello"}]]
+def _probes(recipe: Recipe, rows: Rows, tokenizer: Any) -> ProbeSet | None:
+    """What to ask while it trains: beside prompts of the data, what the tiny base can do; None for another base."""
+    if recipe.dataset != BUILTIN:
+        return None
+    general = tuple(
+        Probe(
+            probe["messages"][-1]["content"], "general", tuple(probe["messages"]), answer=probe["answer"],
+            judge=partial(builtin_data.is_right, probe),
+        )
+        for probe in builtin_data.general_probes()
+    )  # fmt: skip
+    return ProbeSet(
+        task_probes(rows.evaluation or rows.train, tokenizer), general, tuple(builtin_data.general_passages())
+    )
 
 
 def _reward(recipe: Recipe) -> Callable[..., list[float]]:
@@ -295,7 +295,7 @@ def _probe(trainer: Any, tokenizer: Any) -> dict[str, float]:
     shares = {}
     for kind, probes in (("task", builtin_data.task_probes()), ("general", builtin_data.general_probes())):
         replies = generate(
-            trainer.model, tokenizer, [list(probe["messages"]) for probe in probes], max_new_tokens=SAMPLE_TOKENS
+            trainer.model, tokenizer, [list(probe["messages"]) for probe in probes], max_new_tokens=PROBE_TOKENS
         )
         right = sum(builtin_data.is_right(probe, reply) for probe, reply in zip(probes, replies, strict=True))
         shares[kind] = right / len(probes)

@@ -224,7 +224,7 @@ def test_what_fails_in_the_thread_ends_the_watch_and_not_the_training(
 def test_the_machine_is_left_alone_when_the_settings_say_so(tmp_path: Path) -> None:
     watch = LoraWatchCallback(Settings(machine=False), quiet=True)
     lab.train(tmp_path, watch, max_steps=3)
-    assert not any(isinstance(record, Reading) for record in records(tmp_path))
+    assert not any(isinstance(record, StepTiming | GpuReading | HostReading) for record in records(tmp_path))
     assert not any(thread.name.startswith("lorawatch") for thread in threading.enumerate())
 
 
