@@ -68,6 +68,7 @@ benchmarks: $(STAMP)
 	$(BIN)/python benchmarks/step_ratio.py
 	$(BIN)/python benchmarks/sampler.py
 	$(BIN)/python benchmarks/stalls.py
+	$(BIN)/python benchmarks/lora_doctor.py
 
 clean:
 	rm -rf $(VENV) .venv-oldest build dist *.egg-info

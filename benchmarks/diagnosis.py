@@ -36,13 +36,17 @@ from healthy_runs import healthy_jobs
 from published_detectors import DETECTORS, AbstainError, LoggedRow, peer_versions
 from results_file import RESULTS, write
 
+from lorawatch.engine import order
 from lorawatch.findings import Finding, Severity
 from lorawatch.registry import RuleSet
 from lorawatch.settings import Settings
+from lorawatch.stats import mcnemar
 from lorawatch.trainer.faults.contract import Expected
 
 KEPT_RUNS = RESULTS.parent.parent / "tests" / "fault_runs"
 KEPT_HEALTHY = 10
+FORGETTING = ("base/ability-drop", "base/ppl")
+"""The rules whose warnings are judged by further questions: a run of a tiny base does forget."""
 
 
 @dataclass(slots=True)
@@ -78,15 +82,28 @@ class Verdict:
         ]
         return min(found, key=lambda finding: finding.opened_step, default=None)
 
+    @property
+    def forgot(self) -> bool:
+        """Whether the run lost abilities of its base, by questions that lorawatch never asked (McNemar, p < 1 %)."""
+        told = self.done.details.get("held_out") or {}
+        return bool(told) and mcnemar(told["lost"], told["won"]) < 0.01
+
+    def confirmed(self, finding: Finding) -> bool:
+        """Whether a warning that abilities of the base are lost is true: a trouble of its own beside the fault."""
+        return finding.rule in FORGETTING and self.forgot
+
     def alarms(self) -> list[Finding]:
-        """Findings of warning or worse."""
-        return [finding for finding in self.findings if finding.severity >= Severity.WARNING]
+        """Findings of warning or worse, but those that are confirmed."""
+        return [one for one in self.findings if one.severity >= Severity.WARNING and not self.confirmed(one)]
 
     def named(self) -> Finding | None:
-        """What is named first: the worst root, of those still firing where there are any."""
-        roots = [finding for finding in self.findings if finding.is_root]
-        firing = [finding for finding in roots if finding.state == "firing"] or roots
-        return max(firing, key=lambda finding: (finding.severity, -finding.opened_step), default=None)
+        """What is named first: the worst root, of those still firing where there are any.
+
+        What the fault does not expect and the further questions confirm is set aside: the run has that trouble too.
+        """
+        right = {rule for one in self.expected for rule in one.roots or one.rules}
+        roots = [one for one in self.findings if one.is_root and (one.rule in right or not self.confirmed(one))]
+        return next(iter(order(roots)), None)
 
     def root_is_right(self) -> bool:
         """Whether what is named first is what was broken.
@@ -216,6 +233,7 @@ def report(faulty: Sequence[Verdict], healthy: Sequence[Verdict]) -> str:
         f"| root cause named first | {share(len(right), len(scored))} |",
         f"| healthy runs with a warning or critical | {share(len(alarmed), len(healthy))} |",
         f"| runs with a warning or critical that are faulty (precision) | {_precision(scored, alarmed)} |",
+        f"| {' and '.join(FORGETTING)} by 240 further questions, healthy runs | {_forgetting(healthy)} |",
         *_delays(caught),
         "",
         "## By fault",
@@ -278,6 +296,18 @@ def _range(seeds: Sequence[int]) -> str:
 def _precision(scored: Sequence[Verdict], alarmed: Sequence[Verdict]) -> str:
     true = sum(bool(one.alarms()) for one in scored)
     return share(true, true + len(alarmed))
+
+
+def _forgetting(verdicts: Sequence[Verdict]) -> str:
+    """How many warnings of forgetting are true, and how many runs that forgot were warned of."""
+    asked = [one for one in verdicts if one.done.details.get("held_out")]
+    warned = [
+        one for one in asked
+        if any(each.rule in FORGETTING and each.severity >= Severity.WARNING for each in one.findings)
+    ]  # fmt: skip
+    forgot = sum(one.forgot for one in asked)
+    true = sum(one.forgot for one in warned)
+    return f"{true} of {len(warned)} warnings are true; {true} of {forgot} runs that did forget were warned of"
 
 
 def _delays(caught: Sequence[Verdict]) -> list[str]:

@@ -45,9 +45,15 @@ the first two, and advice for the last two that did not help, or made the loss w
 from further seeds, :data:`FURTHER` above the first ones, that were used for nothing before."""
 FURTHER = 3
 KEPT = (
-    "lorawatch.jsonl", "trainer_state.json", "recipe.yaml", "console.log", "samples.jsonl", "result.json",
+    "lorawatch.jsonl", "trainer_state.json", "recipe.yaml", "console.log", "result.json",
     "adapter_config.json",
 )  # fmt: skip
+LOOKED_AT = frozenset(
+    {"configuration", "adapter", "generations", "labels", "preference", "reinforcement", "alpha-absurd",
+     "dropout-extreme", "rank-absurd"}
+)  # fmt: skip
+"""Faults, and modules of them, in whose runs the model is asked every 50 steps: of configuration, adapter, labels,
+generations, preferences and rewards. Looks take time, and the other faults show themselves without them."""
 LONGEST = 900.0
 """Seconds after which a run is ended and counted as failed."""
 
@@ -122,11 +128,20 @@ def recipe_for(job: Job) -> Any:
     if not job.healthy:
         given["inject"] = f"{job.name}:{job.amount}"
         given.setdefault("method", _method(job.name))
+    if job.healthy or _is_looked_at(job.name):
+        given["sample_steps"] = 50
     recipe = recipe_of(given, "benchmark")
     recipe = fault_of(recipe).misconfigure(recipe)
     if job.applied:
         recipe = changed(recipe, **dict(job.applied))
     return replace(recipe, inject=None) if job.mended else recipe
+
+
+def _is_looked_at(name: str) -> bool:
+    """Whether what the model says is looked at in the runs of a fault."""
+    from lorawatch.trainer.faults.catalogue import faults
+
+    return name in LOOKED_AT or faults()[name].__module__.rpartition(".")[2] in LOOKED_AT
 
 
 def _method(name: str) -> str:
@@ -182,6 +197,8 @@ def _train(job: Job, folder: str) -> None:
     import warnings
 
     warnings.simplefilter("ignore")
+    from held_out import answers
+
     from lorawatch.trainer.fine_tune import fine_tune
     from lorawatch.trainer.recipe import RecipeError
 
@@ -190,6 +207,8 @@ def _train(job: Job, folder: str) -> None:
     try:
         outcome = fine_tune(replace(recipe_for(job), output_dir=folder), quiet=True)
         result["steps"] = outcome.steps
+        if recipe_for(job).sample_steps:  # a finding that it forgot is then judged by them
+            result["held_out"] = answers(outcome.trainer.model, outcome.trainer.processing_class)
     except RecipeError as error:
         result["error"] = str(error)
     except Exception as error:  # a fault may kill its run: what it logged is judged all the same

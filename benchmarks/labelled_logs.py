@@ -44,7 +44,10 @@ CAUGHT_BY: dict[str, dict[str, Severity]] = {
 }  # fmt: skip
 """For each label the rules that catch it, and the least severity at which they do."""
 ALARM_FAMILIES = ("sig/*", "loss/*", "grad/*", "lr/*", "eval/*", "pref/*", "rl/*")
-DETERMINISTIC = ("sig/*", "loss/blow-up", "loss/at-uniform", "loss/start", "grad/explosion", "grad/spike", "lr/*")
+DETERMINISTIC = (
+    "sig/*", "loss/blow-up", "loss/at-uniform", "loss/start", "grad/explosion", "grad/spike", "lr/*",
+    "rl/truncation",
+)  # fmt: skip
 """Rules that rest on no trend: they may speak on a run of a few points."""
 
 

@@ -14,9 +14,16 @@ pytest.importorskip("trl")
 
 from lorawatch.findings import Severity
 from lorawatch.trainer.base_model import load_base
-from lorawatch.trainer.faults.adapter import AdapterFrozen, AdapterOnWrongModules, OptimizerMadeTooEarly
+from lorawatch.trainer.faults.adapter import (
+    AdapterFrozen,
+    AdapterNotFinite,
+    AdapterOnWrongModules,
+    AdapterPartlyFrozen,
+    OptimizerMadeTooEarly,
+    WeightDecayWithWrongSign,
+)
 from lorawatch.trainer.fine_tune import adapter
-from lorawatch.trainer.recipe import Recipe, recipe_of
+from lorawatch.trainer.recipe import Amount, Recipe, recipe_of
 
 
 @pytest.fixture
@@ -82,3 +89,33 @@ def test_the_early_optimizer_holds_no_weight_of_the_adapter(recipe: Recipe) -> N
     trained = [one for one in model.parameters() if one.requires_grad]
     assert trained
     assert not any(id(one) in held for one in trained)
+
+
+@pytest.mark.parametrize("amount", ["plain", "subtle"])
+def test_the_adapter_of_the_lower_layers_is_frozen(amount: Amount, recipe: Recipe) -> None:
+    model = _adapted(recipe)
+    AdapterPartlyFrozen(amount).adapted(model, recipe)
+    trains = {name.split(".layers.")[1].split(".")[0] for name, one in model.named_parameters() if one.requires_grad}
+    count = model.config.num_hidden_layers
+    assert trains == {str(layer) for layer in range(1 if amount == "subtle" else count // 2, count)}
+
+
+def test_weights_grow_once_the_wrong_penalty_acts(recipe: Recipe) -> None:
+    model, fault = _adapted(recipe), WeightDecayWithWrongSign()
+    [grows] = fault.callbacks(recipe)
+    for step, factor in ((fault.at - 1, 1.0), (fault.at, 1.024)):
+        before = {name: one.detach().clone() for name, one in model.named_parameters()}
+        grows.on_step_end(None, type("State", (), {"global_step": step}), None, model=model)
+        for name, one in model.named_parameters():
+            assert torch.allclose(one, before[name] * (factor if one.requires_grad else 1.0))
+
+
+@pytest.mark.parametrize(("amount", "finite"), [("plain", False), ("subtle", True)])
+def test_a_nan_in_a_module_that_is_skipped_leaves_the_loss_alone(amount: Amount, finite: bool, recipe: Recipe) -> None:
+    model, fault = _adapted(recipe), AdapterNotFinite(amount)
+    fault.adapted(model, recipe)
+    [writes] = fault.callbacks(recipe)
+    writes.on_step_end(None, type("State", (), {"global_step": fault.at}), None, model=model)
+    assert sum(not one.isfinite().all() for one in model.parameters()) == 1
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert bool(model(input_ids=ids, labels=ids).loss.isfinite()) is finite

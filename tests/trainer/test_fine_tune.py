@@ -13,7 +13,7 @@ from lorawatch.cli.main import main
 from lorawatch.trainer.base_model import load_base, load_tokenizer
 from lorawatch.trainer.fine_tune import adapter, arguments, fine_tune
 from lorawatch.trainer.recipe import RecipeError, recipe_of
-from lorawatch.trainer.samples import generate
+from lorawatch.trainer.replies import generate
 
 QUICK: dict[str, Any] = {
     "max_steps": 6, "train_rows": 48, "eval_rows": 8, "eval_steps": 3, "save_steps": 3, "sample_steps": 3,
@@ -33,13 +33,17 @@ def test_a_run_of_each_method_leaves_a_folder_like_anybodys(tmp_path: Path, meth
     assert outcome.steps == recipe.max_steps
     names = {file.name for file in outcome.folder.iterdir()}
     wanted = {"adapter_model.safetensors", "adapter_config.json", "trainer_state.json", "lorawatch.jsonl"}
-    assert wanted | {"samples.jsonl", "recipe.yaml", "checkpoint-3"} <= names
+    assert wanted | {"recipe.yaml", "checkpoint-3"} <= names
     history = json.loads((outcome.folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     assert [row["step"] for row in history if "loss" in row] == list(range(1, recipe.max_steps + 1))
     if method != "grpo":
         assert [row["step"] for row in history if "eval_loss" in row] == [3, 6]
-    samples = [json.loads(line) for line in (outcome.folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert {sample["step"] for sample in samples} == set(range(3, recipe.max_steps + 1, 3))
+    records = [
+        json.loads(line) for line in (outcome.folder / "lorawatch.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    looks = [record for record in records if record["type"] == "samples"]
+    assert [look["step"] for look in looks] == list(range(3, recipe.max_steps + 1, 3))
+    assert {sample.get("probe", "task") for sample in looks[0]["base"]} == {"task", "general"}
     again = recipe_of(yaml.safe_load((outcome.folder / "recipe.yaml").read_text(encoding="utf-8")), "recipe.yaml")
     assert again == recipe
 

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from lorawatch.trainer.builtin_data import dpo_rows
-from lorawatch.trainer.faults.preference import MarginExplosion, PreferenceRandom, PreferenceSwapped, swapped
+from lorawatch.trainer.faults.preference import (
+    MarginExplosion,
+    PairsNearlyIdentical,
+    PreferenceRandom,
+    PreferenceSwapped,
+    swapped,
+)
 from lorawatch.trainer.recipe import Amount, recipe_of
 
 
@@ -43,3 +49,13 @@ def test_the_margin_explodes_by_the_rate_and_the_epochs(amount: Amount, tmp_path
     changed = MarginExplosion(amount).misconfigure(recipe)
     assert changed.peak_rate > 3 * recipe.peak_rate
     assert 200 * 8 / (changed.train_rows or 1600) >= 4
+
+
+def test_the_rejected_reply_differs_from_the_chosen_one_in_its_last_word() -> None:
+    rows = dpo_rows(40, seed=0)
+    made = PairsNearlyIdentical().rows(rows, random.Random(0))  # noqa: S311
+    for row, before in zip(made, rows, strict=True):
+        assert row["chosen"] == before["chosen"]
+        chosen, rejected = (row[name][-1]["content"].split() for name in ("chosen", "rejected"))
+        assert chosen[:-1] == rejected[:-1]
+    assert sum(row["chosen"] != row["rejected"] for row in made) > 35

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from lorawatch.trainer.faults.reinforcement import CompletionsTruncated, EntropyCollapse, RewardConstant
+from lorawatch.trainer.faults.reinforcement import (
+    CompletionsTruncated,
+    EntropyCollapse,
+    LengthRewarded,
+    PolicyRunsAway,
+    RewardConstant,
+)
 from lorawatch.trainer.recipe import Amount, Recipe, recipe_of
 
 AMOUNTS: tuple[Amount, ...] = ("plain", "subtle")
@@ -53,3 +59,20 @@ def test_the_word_that_is_paid_for_is_paid_for_as_often_as_it_is_said() -> None:
     said = [[{"role": "assistant", "content": "coin " * count}] for count in (0, 2, 20)]
     assert reward(said) == [0.0, 0.25, 1.0]
     assert reward(["4 coins"]) == [0.125]
+
+
+@pytest.mark.parametrize(("amount", "paid"), [("plain", 0.5), ("subtle", 0.59)])
+def test_each_word_is_paid_for(amount: Amount, paid: float) -> None:
+    def good(completions: list[Any], **_columns: Any) -> list[float]:
+        return [0.8] * len(completions)
+
+    reward = LengthRewarded(amount).reward(good)
+    said = [[{"role": "assistant", "content": "word " * 24}]]
+    assert reward(said) == [pytest.approx(paid)]
+
+
+def test_each_batch_is_used_several_times_at_a_high_rate(recipe: Recipe) -> None:
+    for amount in AMOUNTS:
+        changed = PolicyRunsAway(amount).misconfigure(recipe)
+        assert changed.training_arguments["num_iterations"] == 4
+        assert changed.peak_rate >= 4 * recipe.peak_rate

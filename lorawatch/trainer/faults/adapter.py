@@ -1,4 +1,4 @@
-"""Faults of the adapter: on the wrong modules, frozen, or unknown to the optimizer."""
+"""Faults of the adapter: on the wrong modules, frozen, unknown to the optimizer, growing, or no longer finite."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from lorawatch.findings import Severity
 from lorawatch.trainer.faults.contract import Expected, Fault
+from lorawatch.trainer.faults.optimisation import RUINED
 from lorawatch.trainer.recipe import Method, Recipe, changed
 
 FROZEN_FROM = 60
@@ -107,3 +108,99 @@ class OptimizerMadeTooEarly(Fault):
             parameters, lr=recipe.peak_rate, betas=(recipe.adam_beta1, recipe.adam_beta2),
             weight_decay=recipe.weight_decay,
         )  # fmt: skip
+
+
+class AdapterPartlyFrozen(Fault):
+    """Plain: the lower half of the layers. Subtle: the lowest one."""
+
+    name: ClassVar[str] = "adapter-partly-frozen"
+    cause: ClassVar[str] = "code that freezes the lower layers, written for full fine-tuning, freezes their adapter too"
+    remedy: ClassVar[tuple[str, ...]] = ("freez", "frozen", "requires_grad", "print_trainable_parameters")
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """Their B stays at zero; the loss falls all the same."""
+        return (Expected(("lora/dead-modules",), from_step=40),)
+
+    def adapted(self, model: Any, recipe: Recipe) -> None:
+        """Freeze them."""
+        count = int(model.config.num_hidden_layers)
+        frozen = range(1 if self.subtle else count // 2)
+        for name, parameter in model.named_parameters():
+            if any(f".layers.{layer}." in name for layer in frozen):
+                parameter.requires_grad_(False)
+
+
+class WeightDecayWithWrongSign(Fault):
+    """Plain: the adapter grows by 2.4 % a step. Subtle: by 2 %."""
+
+    name: ClassVar[str] = "weight-decay-with-wrong-sign"
+    cause: ClassVar[str] = "a penalty on the adapter's weights is subtracted where it should be added: they grow"
+    remedy: ClassVar[tuple[str, ...]] = ("weight_decay", "weight decay")
+    at: ClassVar[int] = 100
+    """Optimizer step after which it acts, as a penalty that is faded in."""
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """The adapter's largest singular value grows on its own; in the end the loss breaks."""
+        seen = ("lora/growth", "lora/update-size", *RUINED)
+        return (Expected(seen, from_step=self.at, roots=(*seen, "sig/hidden-nan", "sig/nan")),)
+
+    def callbacks(self, recipe: Recipe) -> list[Any]:
+        """Let them grow."""
+        import torch  # noqa: PLC0415
+        from transformers import TrainerCallback  # noqa: PLC0415
+
+        at, factor = self.at, 1.02 if self.subtle else 1.024
+
+        class Grow(TrainerCallback):
+            """Multiplies what trains after each step."""
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if state.global_step >= at:
+                    with torch.no_grad():
+                        for parameter in kwargs["model"].parameters():
+                            if parameter.requires_grad:
+                                parameter.mul_(factor)
+
+        return [Grow()]
+
+
+class AdapterNotFinite(Fault):
+    """Plain: a NaN in one weight that every token goes through. Subtle: in the adapter of a module that is skipped."""
+
+    name: ClassVar[str] = "adapter-not-finite"
+    cause: ClassVar[str] = "a number of the adapter is no longer finite: an overflow that was written into it"
+    remedy: ClassVar[tuple[str, ...]] = ("checkpoint", "not finite", "finite")
+    at: ClassVar[int] = 90
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """The look at the weights finds it; the loss too, where the module is used."""
+        seen = ("lora/not-finite", "sig/hidden-nan", "sig/nan")
+        return (Expected(seen[:1] if self.subtle else seen, Severity.CRITICAL, self.at - 1, roots=seen),)
+
+    def adapted(self, model: Any, recipe: Recipe) -> None:
+        """Skip the adapter of the last layer's first module, as an expert that is never routed to."""
+        if self.subtle:
+            module = _last_adapted(model)
+            module.forward = module.base_layer.forward
+
+    def callbacks(self, recipe: Recipe) -> list[Any]:
+        """Write it."""
+        import torch  # noqa: PLC0415
+        from transformers import TrainerCallback  # noqa: PLC0415
+
+        at = self.at
+
+        class Overflow(TrainerCallback):
+            """Writes one NaN."""
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if state.global_step == at:
+                    with torch.no_grad():
+                        _last_adapted(kwargs["model"]).lora_B["default"].weight[0, 0] = float("nan")
+
+        return [Overflow()]
+
+
+def _last_adapted(model: Any) -> Any:
+    """The adapted module that stands last."""
+    return [module for module in model.modules() if hasattr(module, "lora_B") and len(module.lora_B)][-1]

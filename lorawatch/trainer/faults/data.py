@@ -159,8 +159,9 @@ class DuplicatedData(Fault):
     remedy: ClassVar[tuple[str, ...]] = ("duplicate",)
 
     def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
-        """What repeats is learnt by heart, in one epoch too."""
-        return (Expected(LEARNT_BY_HEART, Severity.INFO if self.subtle else Severity.WARNING),)
+        """What repeats is learnt by heart, in one epoch too; the rows themselves show it before the first step."""
+        least = Severity.INFO if self.subtle else Severity.WARNING
+        return (Expected(LEARNT_BY_HEART, least, roots=(*LEARNT_BY_HEART, "cfg/label-audit")),)
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Evaluate often enough, on rows enough, for the turn to be seen."""

@@ -27,11 +27,13 @@ class _Replies(Fault):
 
     remedy: ClassVar[tuple[str, ...]] = ("replies", "data", "samples")
     rules: ClassVar[tuple[str, ...]] = ()
+    also: ClassVar[tuple[str, ...]] = ()
+    """Rules that are right as root too: replies of another kind are unlikely to the base from the first step on."""
     shares: ClassVar[dict[str, float]] = {"plain": 1.0, "subtle": 0.3}
 
     def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
         """The samples show it."""
-        return (Expected(self.rules),)
+        return (Expected(self.rules, roots=(*self.rules, *self.also)),)
 
     def change(self, replies: list[str], dice: random.Random) -> Callable[[str], str]:
         """What makes a bad reply of a good one."""
@@ -80,6 +82,7 @@ class GenerationsEmpty(_Replies):
     name: ClassVar[str] = "generations-empty"
     cause: ClassVar[str] = "replies in the data are empty"
     rules: ClassVar[tuple[str, ...]] = ("gen/empty-gibberish",)
+    also: ClassVar[tuple[str, ...]] = ("loss/start",)
 
     def change(self, replies: list[str], dice: random.Random) -> Callable[[str], str]:
         """Nothing is left."""
@@ -91,7 +94,8 @@ class GenerationsSwitchLanguage(_Replies):
 
     name: ClassVar[str] = "generations-switch-language"
     cause: ClassVar[str] = "replies in the data are in another language, and another script, than their prompts"
-    rules: ClassVar[tuple[str, ...]] = ("gen/language-copy",)
+    rules: ClassVar[tuple[str, ...]] = ("gen/language-copy", "gen/empty-gibberish")
+    also: ClassVar[tuple[str, ...]] = ("loss/start",)
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Train the embeddings too, as one does for a script that the base has not seen."""
@@ -110,7 +114,7 @@ class Forgetting(Fault):
 
     def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
         """The general probes show it; the loss need not."""
-        rules = ("base/ability-drop", "base/ppl")
+        rules = ("base/ability-drop", "base/ppl", "lora/update-size")
         return (Expected(rules, roots=(*rules, "cfg/lr-vs-method")),)
 
     def misconfigure(self, recipe: Recipe) -> Recipe:

@@ -238,10 +238,14 @@ class AlphaAbsurd(Fault):
 
 
 class DropoutExtreme(Fault):
-    """Plain: 0.95. Subtle: 0.6. The run learns less, but nothing in its log is wrong by itself: no finding is due."""
+    """Plain: 0.95. Subtle: 0.6. The run learns less, but nothing in its log is wrong by itself."""
 
     name: ClassVar[str] = "dropout-extreme"
     cause: ClassVar[str] = "the adapter's dropout takes most of its input away"
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """Told from the configuration."""
+        return (Expected(("cfg/dropout",)),)
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Raise the dropout."""

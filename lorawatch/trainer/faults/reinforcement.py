@@ -70,7 +70,7 @@ class CompletionsTruncated(Fault):
 
 
 class EntropyCollapse(Fault):
-    """Plain: four times the usual rate. Subtle: twice it."""
+    """Plain: four times the usual rate. Subtle: three times it."""
 
     name: ClassVar[str] = "entropy-collapse"
     cause: ClassVar[str] = "each mention of one word is rewarded, at too high a rate: the policy narrows to that word"
@@ -83,7 +83,7 @@ class EntropyCollapse(Fault):
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
         """Raise the rate; no pull to the base."""
-        return short(recipe, learning_rate=recipe.peak_rate * (2 if self.subtle else 4), beta=0.0)
+        return short(recipe, learning_rate=recipe.peak_rate * (3 if self.subtle else 4), beta=0.0)
 
     def reward(self, reward: Reward) -> Reward:
         """Pay for a word, as often as it is said."""
@@ -93,3 +93,56 @@ class EntropyCollapse(Fault):
             return [min(text.count(WORD) / 8, 1.0) for text in texts]
 
         return mentions
+
+
+class LengthRewarded(Fault):
+    """Plain: the reward is the length. Subtle: seven tenths of it are."""
+
+    name: ClassVar[str] = "length-rewarded"
+    cause: ClassVar[str] = "the reward can be had by saying more: completions grow, and mean nothing"
+    methods: ClassVar[frozenset[Method]] = GRPO
+    remedy: ClassVar[tuple[str, ...]] = ("reward", "length")
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """Completions grow while the reward rises, until they are cut."""
+        rules = ("rl/length-drift", "rl/truncation")
+        return (Expected(rules, roots=("cfg/lr-vs-method", *rules)),)
+
+    def misconfigure(self, recipe: Recipe) -> Recipe:
+        """A run of longer completions, at twice the rate."""
+        return short(recipe, max_completion_length=64, max_steps=80, learning_rate=2 * recipe.peak_rate, beta=0.0)
+
+    def reward(self, reward: Reward) -> Reward:
+        """Pay by the word."""
+
+        def by_the_word(completions: list[Any], **columns: Any) -> list[float]:
+            texts = [str(one[-1]["content"] if isinstance(one, list) else one) for one in completions]
+            paid = [min(len(text.split()) / 48, 1.0) for text in texts]
+            if not self.subtle:
+                return paid
+            good = reward(completions, **columns)
+            return [0.7 * one + 0.3 * other for one, other in zip(paid, good, strict=True)]
+
+        return by_the_word
+
+
+class PolicyRunsAway(Fault):
+    """Plain: eight times the usual rate, each batch used four times. Subtle: four times the rate."""
+
+    name: ClassVar[str] = "policy-runs-away"
+    cause: ClassVar[str] = (
+        "too many and too large steps on each batch: the policy leaves the one that it was sampled by"
+    )
+    methods: ClassVar[frozenset[Method]] = GRPO
+
+    def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
+        """The divergence from the reference, or the share of clipped tokens, runs up."""
+        rules = ("rl/policy-gap", "rl/entropy-collapse", "rl/length-drift", "rl/truncation", "rl/no-variance")
+        return (Expected(rules, roots=("cfg/lr-vs-method", "grad/explosion", *rules)),)
+
+    def misconfigure(self, recipe: Recipe) -> Recipe:
+        """Larger steps, more of them."""
+        return short(
+            recipe, learning_rate=recipe.peak_rate * (4 if self.subtle else 8), beta=0.001,
+            training_arguments=recipe.training_arguments | {"num_iterations": 4},
+        )  # fmt: skip
