@@ -66,7 +66,7 @@ def test_rules_and_exporters_are_flat() -> None:
 
 DAEMON_PATH = """
 import sys
-from lorawatch.cli import check, compare, demo, explain, rules, tail, train
+from lorawatch.cli import check, compare, demo, explain, fix, preflight, report, rules, tail, train
 import lorawatch.watch, lorawatch.web.server, lorawatch.terminal, lorawatch.registry
 lorawatch.registry.builtin_classes()
 heavy = {"torch", "transformers", "peft", "trl", "pandas", "numpy", "tensorboard"} & set(sys.modules)
