@@ -45,8 +45,10 @@ from lorawatch.trainer.faults.contract import Expected
 
 KEPT_RUNS = RESULTS.parent.parent / "tests" / "fault_runs"
 KEPT_HEALTHY = 10
-FORGETTING = ("base/ability-drop", "base/ppl")
-"""The rules whose warnings are judged by further questions: a run of a tiny base does forget."""
+FORGETTING = ("base/ability-drop", "base/ppl", "lora/update-size")
+"""The rules that say that the base is being overwritten. Their warnings are judged by further questions, for a run of a
+tiny base does forget. The third one was put beside the others when the first reported pass had shown that it spoke in
+eight healthy runs, each of which had lost a seventh to a quarter of what its base could do."""
 
 
 @dataclass(slots=True)
@@ -89,7 +91,7 @@ class Verdict:
         return bool(told) and mcnemar(told["lost"], told["won"]) < 0.01
 
     def confirmed(self, finding: Finding) -> bool:
-        """Whether a warning that abilities of the base are lost is true: a trouble of its own beside the fault."""
+        """Whether a warning that the base is being overwritten is true: a trouble of its own beside the fault."""
         return finding.rule in FORGETTING and self.forgot
 
     def alarms(self) -> list[Finding]:
@@ -224,16 +226,18 @@ def report(faulty: Sequence[Verdict], healthy: Sequence[Verdict]) -> str:
             f"{len(scored)} faulty runs of {len({one.done.job.name for one in scored})} faults that a rule of this "
             f"version should see, {len(healthy)} healthy runs. Seeds {_seeds(scored)}; amounts and thresholds were "
             f"chosen with seeds {_range(DEVELOPMENT)}. After a first pass a rule, its advice or an amount was changed "
-            f"for {', '.join(sorted(RENEWED))}: what stands here of them comes from {len(REPORTED)} seeds further on."
+            f"for {', '.join(sorted(RENEWED))}: what stands here of them comes from {len(REPORTED)} seeds further on. "
+            "Healthy runs, and those of faults of configuration, adapter, labels, generations, preferences, rewards, "
+            "were asked every 50 steps what the model says; the others were trained before there were such looks."
         ),
         "",
         "| | |",
         "|---|---|",
         f"| recall | {share(len(caught), len(scored))}, 95 % interval {100 * low:.0f}–{100 * high:.0f} % |",
         f"| root cause named first | {share(len(right), len(scored))} |",
-        f"| healthy runs with a warning or critical | {share(len(alarmed), len(healthy))} |",
+        f"| healthy runs with a warning or critical that is not borne out | {share(len(alarmed), len(healthy))} |",
+        f"| healthy runs that were warned of forgetting | {_forgetting(healthy)} |",
         f"| runs with a warning or critical that are faulty (precision) | {_precision(scored, alarmed)} |",
-        f"| {' and '.join(FORGETTING)} by 240 further questions, healthy runs | {_forgetting(healthy)} |",
         *_delays(caught),
         "",
         "## By fault",
@@ -299,15 +303,20 @@ def _precision(scored: Sequence[Verdict], alarmed: Sequence[Verdict]) -> str:
 
 
 def _forgetting(verdicts: Sequence[Verdict]) -> str:
-    """How many warnings of forgetting are true, and how many runs that forgot were warned of."""
+    """How many runs were warned, by which rules, and how many of these and of all did forget."""
     asked = [one for one in verdicts if one.done.details.get("held_out")]
-    warned = [
-        one for one in asked
-        if any(each.rule in FORGETTING and each.severity >= Severity.WARNING for each in one.findings)
-    ]  # fmt: skip
-    forgot = sum(one.forgot for one in asked)
-    true = sum(one.forgot for one in warned)
-    return f"{true} of {len(warned)} warnings are true; {true} of {forgot} runs that did forget were warned of"
+    by_rule: dict[str, list[Verdict]] = defaultdict(list)
+    for one in asked:
+        for rule in {each.rule for each in one.findings if each.severity >= Severity.WARNING} & set(FORGETTING):
+            by_rule[rule].append(one)
+    warned = {id(one): one for group in by_rule.values() for one in group}.values()
+    told = ", ".join(
+        f"{rule} {sum(one.forgot for one in group)} of {len(group)}" for rule, group in sorted(by_rule.items())
+    )
+    return (
+        f"{len(warned)} of {len(asked)}; true by 240 questions asked afterwards (McNemar, p < 1 %): {told or 'none'}; "
+        f"{sum(one.forgot for one in warned)} of the {sum(one.forgot for one in asked)} that did forget"
+    )
 
 
 def _delays(caught: Sequence[Verdict]) -> list[str]:
