@@ -38,11 +38,13 @@ CACHE = Path(os.environ.get("LORAWATCH_BENCHMARK_RUNS", ROOT / ".benchmarks" / "
 REPORTED = (1000, 1001, 1002)
 DEVELOPMENT = (0, 1, 2)
 RENEWED = frozenset(
-    {"accumulation-loss-scale", "unlearnable-replies", "resume-with-fresh-adapter", "resume-without-optimizer"}
-)
-"""Faults whose rule, amount or advice was changed for what the first reported pass showed: 4 of 6 and 3 of 6 caught of
-the first two, and advice for the last two that did not help, or made the loss worse. What is reported of them comes
-from further seeds, :data:`FURTHER` above the first ones, that were used for nothing before."""
+    {"accumulation-loss-scale", "unlearnable-replies", "resume-with-fresh-adapter", "resume-without-optimizer",
+     "entropy-collapse"}
+)  # fmt: skip
+"""Faults whose rule, amount or advice was changed for what a first reported pass showed: 4 of 6 and 3 of 6 caught of
+the first two, advice for the next two that did not help, or made the loss worse; 4 of 6 caught of the last one, whose
+runs were made longer, so that the collapse is over before their end. What is reported of them comes from further seeds,
+:data:`FURTHER` above the first ones, that were used for nothing before."""
 FURTHER = 3
 KEPT = (
     "lorawatch.jsonl", "trainer_state.json", "recipe.yaml", "console.log", "result.json",

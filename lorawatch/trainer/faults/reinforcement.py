@@ -82,8 +82,8 @@ class EntropyCollapse(Fault):
         return (Expected(rules, roots=("cfg/lr-vs-method", "rl/truncation", *rules)),)
 
     def misconfigure(self, recipe: Recipe) -> Recipe:
-        """Raise the rate; no pull to the base."""
-        return short(recipe, learning_rate=recipe.peak_rate * (3 if self.subtle else 4), beta=0.0)
+        """Raise the rate; no pull to the base. Time enough to see that the reward no longer rises."""
+        return short(recipe, max_steps=90, learning_rate=recipe.peak_rate * (3 if self.subtle else 4), beta=0.0)
 
     def reward(self, reward: Reward) -> Reward:
         """Pay for a word, as often as it is said."""
