@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diagnosis import Verdict, judged
-from fault_runs import DEVELOPMENT, REPORTED, Done, Job, fault_jobs, recipe_for, train
+from fault_runs import DEVELOPMENT, FURTHER, REPORTED, Done, Job, fault_jobs, recipe_for, train
 from results_file import write
 
 from lorawatch.comparison.compare import CompareError, compare
@@ -35,6 +35,12 @@ from lorawatch.settings import Settings
 from lorawatch.watch import judge
 
 ATTEMPTS = 3
+ANEW = frozenset(
+    {"adapter-on-wrong-modules", "few-modules-adapted", "saved-modules-misspelt", "rate-of-full-fine-tuning",
+     "adapter-in-half-precision", "labels-all-masked", "dropout-extreme", "margin-explosion", "length-rewarded"}
+)  # fmt: skip
+"""Faults whose advice, or the weighing of what came of it, was changed for what a first reported pass showed (38 of 53
+helped, 4 worse). What is reported of them comes from a seed that was used for nothing before."""
 
 
 @dataclass(slots=True)
@@ -162,7 +168,8 @@ def report(stories: Sequence[Story]) -> str:
         f"{len(stories)} faults, plain amount, {_seeds(stories)}: {helped} ended as helped "
         f"({100 * helped / max(len(stories), 1):.0f} %), with the finding gone, later or milder in "
         f"{sum(story.gone for story in stories)}. "
-        + ", ".join(f"{outcome} {count}" for outcome, count in counts.most_common()) + ".",
+        + ", ".join(f"{outcome} {count}" for outcome, count in counts.most_common())
+        + f". From a further seed, for changes after a first pass: {', '.join(sorted(ANEW))}.",
         "",
         "| fault | finding | adjustments, in order | outcome | finding gone |",
         "|---|---|---|---|---|",
@@ -192,6 +199,8 @@ def main() -> int:
     options = parser.parse_args()
     seeds = (DEVELOPMENT if options.dev else REPORTED)[:1]
     jobs = [job for job in fault_jobs(seeds, only=options.only, amounts=("plain",)) if not faults()[job.name].waits]
+    if not options.dev:
+        jobs = [dataclasses.replace(job, seed=job.seed + FURTHER) if job.name in ANEW else job for job in jobs]
     verdicts = [
         one for one in judged(train(jobs))
         if not one.done.error and any(each.least >= Severity.WARNING for each in one.expected)

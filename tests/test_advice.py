@@ -11,7 +11,7 @@ from lorawatch.evaluation import task_at_best
 from lorawatch.findings import Adjustment, Confidence, Finding, Severity
 from lorawatch.records import FactUpdate, MetricRow
 from lorawatch.registry import builtin_classes
-from lorawatch.remedies import bfloat16, lower_rate, raise_rate
+from lorawatch.remedies import against_nan, bfloat16, lower_rate, raise_rate
 from lorawatch.run import Run
 
 
@@ -109,3 +109,9 @@ def test_a_task_metric_at_its_best_has_improved_and_stayed(name: str, values: li
     for value in values:
         run.add(MetricRow(None, {name: value}))
     assert task_at_best(run) is expected
+
+
+@pytest.mark.parametrize(("dtype", "told"), [("float16", True), ("bfloat16", False), ("float32", False), (None, False)])
+def test_against_nan_weights_in_float16_come_first(dtype: str | None, told: bool) -> None:
+    run = run_with(trainable_dtype=dtype, learning_rate=2e-4)
+    assert ("cast them to float32" in str(against_nan(run)[0].proposed)) is told

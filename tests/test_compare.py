@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from lorawatch.cli.main import main
-from lorawatch.comparison.compare import CompareError, Comparison, Measure, compare
+from lorawatch.comparison.compare import CompareError, Comparison, FindingChange, Measure, _combine, compare
 from lorawatch.comparison.history import History, paired, read_history
 from lorawatch.comparison.losses import binomial_p, count_spikes, difference_error, lost_step
+from lorawatch.findings import Finding, Severity
 from lorawatch.records import AllocatorReading, FactUpdate, LifecycleEvent, MetricRow, Record, Step, StepTiming
 from lorawatch.registry import RuleSet
 from lorawatch.run_watch import RunWatch
@@ -342,6 +343,30 @@ class TestFindings:
         found = compared(rewarded("a", 1.0, beta=0.04), rewarded("b", 1.2, beta=0.0))
         assert [(one.name, one.verdict) for one in found.measures] == [("reward", "helped")]
         assert found.verdict == "helped"
+
+    def test_a_loss_that_an_exploding_margin_made_look_good_does_not_count(self, tmp_path: Path) -> None:
+        def preferred(name: str, margin: float, low: float) -> Path:
+            columns: dict[str, Callable[[int], float]] = {
+                "rewards/margins": lambda step: margin * (1 - math.exp(-step / 100)),
+                "rewards/accuracies": lambda step: 0.5 + 0.5 * (1 - math.exp(-step / 50)),
+                "rewards/chosen": lambda _: margin / 2, "rewards/rejected": lambda _: -margin / 2,
+            }  # fmt: skip
+            losses = [0.69 * math.exp(-index / 8) + low for index in range(60)]
+            facts = {"trainer_class": "DPOTrainer", "beta": 0.1, "max_length": None}
+            return state(tmp_path / name, losses, evals={300: low, 600: low}, columns=columns, **facts)
+
+        found = compared(preferred("a", 60.0, 1e-6), preferred("b", 1.5, 0.3))
+        assert [one.change for one in found.findings if one.rule == "pref/margin-explosion"] == ["gone"]
+        assert measure(found, "eval_loss").verdict == "worse"
+        assert found.verdict == "helped"
+
+    @pytest.mark.parametrize(("maturity", "verdict"), [("experimental", "helped"), ("stable", "inconclusive")])
+    def test_what_an_experimental_rule_warns_of_is_told_beside_a_better_loss(self, maturity: Any, verdict: str) -> None:
+        finding = Finding("base/ppl", "Perplexity", Severity.WARNING, maturity, "grew", {}, 100, 100, 200)
+        better = Measure("eval_loss", 2.0, 1.0, -0.5, 0.01, "helped", "eval_loss 2 → 1")
+        got, why = _combine([FindingChange("base/ppl", "new", None, finding)], better, [better])
+        assert got == verdict
+        assert "base/ppl came (warning, step 100)" in why
 
     def test_a_divergence_in_another_ones_place_is_the_same_trouble(self, tmp_path: Path) -> None:
         blown = [1.6, 1.6, 1.7, 9.0, 9.5, 9.9, *[10.0 + 0.01 * (index % 3) for index in range(94)]]

@@ -43,6 +43,11 @@ _TROUBLES = {
 _MACHINE = ("perf/", "mem/", "hw/", "host/")
 _SET_UP = "cfg/"
 """Rules that judge a set-up before it is tried: they are listed, but a verdict rests on what came of it."""
+_GAMED: dict[str, tuple[str, ...]] = {
+    "pref/margin-explosion": ("loss", "eval_loss"), "rl/entropy-collapse": ("reward",), "rl/length-drift": ("reward",),
+}  # fmt: skip
+"""What a trouble makes look good: a margin that explodes is a loss of nothing, and a reward that is gamed is high. Such
+a measure cannot judge whether the trouble was mended."""
 _TROUBLE_OF = {rule: trouble for trouble, rules in _TROUBLES.items() for rule in rules}
 """Rules that tell one trouble, each at another stage of it: one that comes in another's place is the same trouble."""
 
@@ -114,11 +119,13 @@ def compare(before: RunWatch, after: RunWatch) -> Comparison:
     only causes of warning or critical count. *Mended* is a trouble of the first run that is gone, less severe, or
     comes after at least twice as much training (and, for divergence, 200 steps; not where the runs log at
     different spacings, which moves alarms too). *Quality* is the first that decides of: a finite loss that one run
-    kept and the other lost, the evaluation loss, the training loss (not where overfitting was to be mended).
+    kept and the other lost, the evaluation loss, the training loss or the reward; none that the first run's trouble
+    made look good (the training loss where it overfitted, both losses where a margin exploded, a gamed reward).
 
     1. refused: another model or another method.
     2. A trouble came, grew or came after at most half the training, and is at least as severe as the worst that was
-       mended (or none was): worse, but inconclusive when quality is better.
+       mended (or none was): worse, but inconclusive when quality is better. What an experimental rule warns of does
+       not weigh against a better quality: it is told beside it.
     3. Nothing was mended, and a critical trouble of divergence or of the training signal stayed: no effect. Such a run
        is lost, whatever its loss.
     4. Quality is worse: worse, but inconclusive when a critical trouble was mended.
@@ -158,9 +165,13 @@ def compare(before: RunWatch, after: RunWatch) -> Comparison:
     found.axis = pair.axis.why
     found.findings = _changes(pair, (before.engine, after.engine), lambda rule: rule)
     troubles = _changes(pair, (before.engine, after.engine), _trouble)
+    before_rules = {finding.rule for finding in before.engine.findings if finding.severity >= Severity.WARNING}
+    gamed = {name for rule, names in _GAMED.items() if rule in before_rules for name in names}
     overfitted = any(_matters(change.before) and _trouble(change.rule) == "overfitting" for change in troubles)
     measured = finite_loss(pair), eval_loss(pair, best=overfitted), train_metric(pair)
-    quality = next((one for one in measured if one is not None and _counts(one, overfitted)), None)
+    if overfitted:
+        gamed.add("loss")
+    quality = next((one for one in measured if one is not None and _counts(one, gamed)), None)
     beside = spikes(pair), speed(pair), peak_memory(pair)
     found.measures = [one for one in (*measured, *beside) if one is not None]
     found.notes = _notes(pair)
@@ -182,11 +193,9 @@ def _trouble(rule: str) -> str:
     return _TROUBLE_OF.get(rule, rule)
 
 
-def _counts(measure: Measure, overfitted: bool) -> bool:
-    """Whether a measure decides on quality: of a run that learns by heart the training loss tells nothing."""
-    if measure.verdict in ("refused", "inconclusive"):
-        return False
-    return not (overfitted and measure.name == "loss")
+def _counts(measure: Measure, gamed: set[str]) -> bool:
+    """Whether a measure decides on quality: not one that the first run's trouble itself made look good."""
+    return measure.verdict not in ("refused", "inconclusive") and measure.name not in gamed
 
 
 def _changes(pair: Pair, engines: tuple[Engine, Engine], key: Callable[[str], str]) -> list[FindingChange]:
@@ -289,7 +298,12 @@ def _combine(troubles: list[FindingChange], quality: Measure | None, measures: l
     told = "" if quality is None else quality_text(quality)
     good = _joined([*map(_mended_text, mended), told if better else ""])
     bad = _joined([*map(_came_text, grave), told if worse else ""])
-    if grave:
+    doubtful = better and all(
+        one.worst.maturity == "experimental" and one.worst.severity < Severity.CRITICAL for one in grave
+    )
+    if grave and doubtful:
+        good = f"{good}; but {_joined(map(_came_text, grave))}"
+    elif grave:
         return (
             ("inconclusive", f"{bad}; but {good}") if better else ("worse", _joined([bad, *map(_mended_text, mended)]))
         )

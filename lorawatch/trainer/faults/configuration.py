@@ -45,6 +45,7 @@ class SavedModulesMisspelt(Fault):
 
     name: ClassVar[str] = "saved-modules-misspelt"
     cause: ClassVar[str] = "modules_to_save holds names that the model does not have, which PEFT takes without a word"
+    remedy: ClassVar[tuple[str, ...]] = ("names of the model",)
 
     def expected(self, recipe: Recipe) -> tuple[Expected, ...]:
         """Each name is held against the model's modules."""
