@@ -352,7 +352,7 @@ class TestFindings:
                 "rewards/chosen": lambda _: margin / 2, "rewards/rejected": lambda _: -margin / 2,
             }  # fmt: skip
             losses = [0.69 * math.exp(-index / 8) + low for index in range(60)]
-            facts = {"trainer_class": "DPOTrainer", "beta": 0.1, "max_length": None}
+            facts: dict[str, Any] = {"trainer_class": "DPOTrainer", "beta": 0.1, "max_length": None}
             return state(tmp_path / name, losses, evals={300: low, 600: low}, columns=columns, **facts)
 
         found = compared(preferred("a", 60.0, 1e-6), preferred("b", 1.5, 0.3))
