@@ -168,10 +168,6 @@ def length_grouped(run: Run) -> bool:
     return strategy in {"group_by_length", "batch_rebalance"} or run.fact("group_by_length") is True
 
 
-def _is_bfloat16(run: Run) -> bool:
-    return str(run.fact("trainable_dtype", "")).endswith("bfloat16")
-
-
 def against_nan(run: Run) -> list[Adjustment]:
     """What keeps a NaN from coming back, best first: a wider number format, a lower rate, a tighter clip."""
     coarse = look(
@@ -180,7 +176,7 @@ def against_nan(run: Run) -> list[Adjustment]:
         "Adam's steps and squares leave the range of float16, and the next update is NaN", confidence="high",
     )  # fmt: skip
     found = [
-        coarse if str(run.fact("trainable_dtype", "")).endswith("float16") and not _is_bfloat16(run) else None,
+        coarse if run.fact("trainable_dtype") == "float16" else None,
         bfloat16(run, suspected=True),
         lower_rate(
             run, 3, "too high a rate is the other common cause; a third leaves the danger zone and costs little",
