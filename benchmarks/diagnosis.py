@@ -245,8 +245,10 @@ def report(faulty: Sequence[Verdict], healthy: Sequence[Verdict]) -> str:
         f"| healthy runs with any warning or critical | {share(sum(one.warned() for one in healthy), len(healthy))} |",
         f"| … that further questions do not bear out | {share(len(alarmed), len(healthy))} |",
         f"| healthy runs that were warned of forgetting | {_forgetting(healthy)} |",
-        "| runs with a warning that are faulty (precision), borne-out forgetting set aside | "
-        f"{_precision(scored, alarmed)} |",
+        (
+            "| runs with a warning that are faulty (precision), borne-out forgetting set aside | "
+            f"{_precision(scored, alarmed)} |"
+        ),
         *_delays(caught),
         "",
         "## By fault",
